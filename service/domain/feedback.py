@@ -1,0 +1,126 @@
+"""Interactions and what users say of them.
+
+An *interaction* is one served chat completion; its id is the completion's `id`. *Feedback* carries any of four signals about it. Each
+signal is absent (left as it was), null (retracted) or a value (set, replacing an earlier one), so a `Signals` is always the whole of
+what the user now says of that interaction. An *event* is one entry of the user's log: it holds the signals before and after, and a
+snapshot of the interaction, so that the log can be folded and trained on after the interaction itself has expired.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BASE = "base"
+"""Stands in a version tuple where no adapter was used."""
+
+# Ratings are kept to a thousandth, so that adding and taking back any number of them is exact after rounding.
+RATING_DIGITS = 3
+
+
+class Frozen(BaseModel):
+    """An immutable value, stored as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Message(Frozen):
+    """One message of a conversation. Fields beyond these (tool calls) are kept and passed on."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    role: str
+    content: str | None = None
+
+
+class VersionTuple(Frozen):
+    """What served a reply: base model, adapter version (or `base`), revision of the context."""
+
+    model: str
+    adapter: str = BASE
+    context_revision: int = 0
+
+
+class Preference(Frozen):
+    """This reply against another one to the same conversation."""
+
+    other: str
+    """The other reply's text."""
+    other_id: str | None = None
+    """The other interaction's id, where it was one."""
+    better: Literal["this", "other"]
+
+
+class Signals(Frozen):
+    """All that the user now says of one interaction."""
+
+    rating: float | None = None
+    """In [-1, 1]; true is 1 and false -1."""
+    comment: str | None = None
+    correction: str | None = None
+    """The reply that was wanted."""
+    preference: Preference | None = None
+
+    def is_empty(self) -> bool:
+        return self == Signals()
+
+
+class Interaction(Frozen):
+    """One served chat completion.
+
+    `messages` is the conversation as the client sent it, without the context that was put before it; `items` are the ids of the
+    context items that were.
+    """
+
+    id: str
+    tenant: str
+    user: str
+    created: float
+    """Seconds since the epoch."""
+    messages: tuple[Message, ...]
+    reply: str
+    finish_reason: str | None = None
+    version: VersionTuple
+    items: tuple[str, ...] = ()
+    signals: Signals = Signals()
+    """The feedback that stands now."""
+
+    def last_user_text(self) -> str:
+        """The text of the last user message, empty if there is none."""
+        return next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
+
+    def pair(self) -> tuple[str, str] | None:
+        """(wanted, unwanted) reply by the standing signals: a correction first, else a preference; None without either."""
+        signals = self.signals
+        if signals.correction is not None:
+            return signals.correction, self.reply
+        if signals.preference is not None:
+            replies = (self.reply, signals.preference.other)
+            return replies if signals.preference.better == "this" else (replies[1], replies[0])
+        return None
+
+
+class FeedbackEvent(Frozen):
+    """One entry of a user's log. `revision` counts the log's entries from 1 and is also the entry's stream id."""
+
+    kind: Literal["feedback"] = "feedback"
+    revision: int = Field(ge=1)
+    at: float
+    """Seconds since the epoch."""
+    interaction: Interaction
+    """As served, with `signals` as they stand after this event."""
+    previous: Signals = Signals()
+    """The signals as they stood before it."""
+
+
+def latest_interactions(events: list[FeedbackEvent]) -> list[Interaction]:
+    """The interactions of a log with the signals that stand now, oldest feedback first, those with none left out."""
+    standing: dict[str, Interaction] = {}
+    for event in events:
+        standing.pop(event.interaction.id, None)
+        standing[event.interaction.id] = event.interaction
+    return [i for i in standing.values() if not i.signals.is_empty()]
+
+
+def merge_signals(previous: Signals, changes: dict[str, Any]) -> Signals:
+    """The signals after `changes`, which holds only the fields that the feedback named (None retracts)."""
+    return previous.model_copy(update=changes)

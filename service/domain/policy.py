@@ -1,0 +1,36 @@
+"""When a scope is consolidated, and whether the candidate is served."""
+
+from service.domain.slow_weights import Promote, Reject, TrainReport
+
+# Below this a difference of margins is numerical noise between two measurements of the same weights in float32.
+MIN_GAIN_NATS = 1e-3
+
+
+def is_due(
+    *, pending: int, oldest_age_seconds: float, due_feedbacks: int, due_age_seconds: float, min_feedbacks: int
+) -> bool:
+    """Whether a scope with `pending` feedbacks past its watermark should be consolidated now."""
+    if pending >= due_feedbacks:
+        return True
+    return pending >= min_feedbacks and oldest_age_seconds >= due_age_seconds
+
+
+def decide(report: TrainReport) -> Promote | Reject:
+    """Promote only what is within both KL budgets and beats what serves now, and the base, on held-out feedback."""
+    reasons = []
+    for kind, kl in (("plain-text", report.kl_text), ("chat", report.kl_chat)):
+        if not kl.within:
+            reasons.append(
+                f"KL on {kind} anchors is {kl.upper95_nats:.4f} nats per token (95 % bound; worst anchor {kl.worst_nats:.4f}), "
+                f"over the budget of {kl.budget_nats:g}"
+            )
+    if report.scale == 0.0:
+        reasons.append("no scale of the adapter above 0 fits the KL budget")
+    margins = report.margins
+    for name, margin in (("the base", margins.base), ("the version in use", margins.current)):
+        if margins.candidate < margin + MIN_GAIN_NATS:
+            reasons.append(
+                f"held-out margin {margins.candidate:.4f} nats per token does not beat {name}'s {margin:.4f} "
+                f"({report.heldout_examples} examples)"
+            )
+    return Reject(reasons=tuple(reasons)) if reasons else Promote()

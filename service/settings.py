@@ -1,0 +1,132 @@
+"""Every setting, and the only reader of the environment.
+
+Each field is set by `FASTSLOW_<NAME>` in the environment or in a `.env` file beside the working folder. Defaults run the whole
+service on one machine. A process reads its settings once, at its entry point, and passes them on.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ScopeKind = Literal["user", "cohort", "global"]
+
+
+class Settings(BaseSettings):
+    """Frozen settings of all processes; see the sections below."""
+
+    model_config = SettingsConfigDict(env_prefix="FASTSLOW_", env_file=".env", extra="ignore", frozen=True)
+
+    # -- where things are ---------------------------------------------------------------------------------------------
+    data_dir: Path = Path("data")
+    """Holds the embedded Redis's files, the model, the adapters, the keys and the logs of a local stack."""
+    redis_url: str = ""
+    """Redis 7 or newer, or Valkey, with an append-only file. Empty: `fastslow up` starts an embedded one."""
+    vllm_url: str = ""
+    """Base URL of vLLM (without `/v1`). Empty: `fastslow up` starts one on the CPU."""
+    model: str = ""
+    """Folder of the base model in Hugging Face's format, or a hub id. Empty: SmolLM2-135M-Instruct, prepared on first use."""
+    model_name: str = "smollm2-135m-instruct"
+    """The name that clients give as `model`, and vLLM's `--served-model-name`."""
+    adapter_store: str = ""
+    """Folder that consolidation publishes adapter versions to. Empty: `<data_dir>/adapters`."""
+    adapter_cache_dir: str = ""
+    """Replica-local folder that vLLM loads adapters from. Empty: `<data_dir>/adapter-cache`."""
+
+    # -- addresses of a local stack -----------------------------------------------------------------------------------
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    redis_port: int = Field(6390, ge=1, le=65535)
+    vllm_port: int = Field(8081, ge=1, le=65535)
+
+    # -- who may call -------------------------------------------------------------------------------------------------
+    api_keys_file: str = ""
+    """JSON made by `fastslow up` or `fastslow keys`, readable by its owner alone. Empty: `<data_dir>/keys.json`."""
+    jwt_key: SecretStr = SecretStr("")
+    """Secret (HS*) or PEM public key (RS*, ES*) that verifies bearer tokens. Empty: API keys only."""
+    jwt_algorithms: tuple[str, ...] = ("HS256", "RS256", "ES256")
+    jwt_audience: str = "fastslow"
+    """A token's `aud`; its `sub` is the user and its claim `tenant` the tenant."""
+    vllm_api_key: SecretStr = SecretStr("")
+    """Sent to vLLM as a bearer token. A local stack makes its own at the first start (in the keys file)."""
+
+    # -- chat ---------------------------------------------------------------------------------------------------------
+    max_model_len: int = Field(2048, ge=64)
+    """The served window in tokens, prompt and reply together: vLLM's `--max-model-len`."""
+    context_budget_tokens: int = Field(512, ge=0)
+    """Most tokens that a user's context may take in a prompt."""
+    context_budget_share: float = Field(0.5, ge=0.0, le=1.0)
+    """Most of the window that a user's context may take, whatever the budget in tokens."""
+    default_max_tokens: int = Field(512, ge=1)
+    """Reply length when a request names none (less where the window leaves less)."""
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    max_messages: int = Field(256, ge=1)
+    # A browser's or a proxy's patience is about this long; a reply that takes longer should be streamed.
+    upstream_timeout_seconds: float = Field(600.0, gt=0)
+    upstream_connect_seconds: float = Field(2.0, gt=0)
+    upstream_connections: int = Field(1024, ge=1)
+    interaction_retention_seconds: int = Field(30 * 86400, ge=60)
+    """How long an interaction can still be given feedback."""
+    failed_adapter_seconds: float = Field(30.0, ge=0)
+    """How long the gateway serves the base instead of an adapter that vLLM could not load, before it tries it again."""
+
+    # -- feedback -----------------------------------------------------------------------------------------------------
+    max_comment_chars: int = Field(2000, ge=1)
+    max_reply_chars: int = Field(20000, ge=1)
+    """Longest correction or preferred text."""
+    idempotency_seconds: int = Field(86400, ge=60)
+    state_cache_seconds: int = Field(30 * 86400, ge=60)
+    """How long the cached fold of a silent user stays; it is rebuilt from the log when it is gone."""
+    # Chat must answer unpersonalized, and feedback with 503, well before a client gives up.
+    redis_timeout_seconds: float = Field(1.0, gt=0)
+
+    # -- consolidation ------------------------------------------------------------------------------------------------
+    sweep_seconds: float = Field(600.0, gt=0)
+    sweep_scopes: tuple[ScopeKind, ...] = ("user",)
+    """Kinds of scope that the sweep consolidates by itself; an admin may start any."""
+    due_feedbacks: int = Field(16, ge=1)
+    """A scope is due at this many feedbacks past its watermark..."""
+    due_age_seconds: float = Field(86400.0, ge=0)
+    """...or when the oldest of them is this old and there are at least `min_feedbacks`."""
+    min_feedbacks: int = Field(4, ge=2)
+    """Fewest usable feedbacks that a consolidation accepts."""
+    lease_seconds: float = Field(60.0, gt=0)
+    """A worker that does not renew its lease for this long is taken for dead, and its job is done again."""
+    job_retention_seconds: int = Field(30 * 86400, ge=60)
+    kl_text_budget_nats: float = Field(0.02, gt=0)
+    """KL budget on plain-text anchors, nats per token."""
+    kl_chat_budget_nats: float = Field(0.10, gt=0)
+    """KL budget on chat anchors, nats per token."""
+    lora_rank: int = Field(8, ge=1, le=64)
+    lora_alpha: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    train_steps: int = Field(40, ge=1)
+    train_batch: int = Field(8, ge=1)
+    train_seed: int = 0
+    worker_device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def adapter_store_dir(self) -> Path:
+        return Path(self.adapter_store) if self.adapter_store else self.data_dir / "adapters"
+
+    @property
+    def adapter_cache(self) -> Path:
+        return Path(self.adapter_cache_dir) if self.adapter_cache_dir else self.data_dir / "adapter-cache"
+
+    @property
+    def model_path(self) -> str:
+        """The base model's folder or hub id."""
+        return self.model or str(self.data_dir / "models" / "smollm2-135m-instruct")
+
+    @property
+    def keys_path(self) -> Path:
+        return Path(self.api_keys_file) if self.api_keys_file else self.data_dir / "keys.json"
+
+    @property
+    def effective_redis_url(self) -> str:
+        return self.redis_url or f"redis://127.0.0.1:{self.redis_port}/0"
+
+    @property
+    def effective_vllm_url(self) -> str:
+        return (self.vllm_url or f"http://127.0.0.1:{self.vllm_port}").rstrip("/")
