@@ -1,0 +1,83 @@
+"""What a consolidation is given and what it hands back. Imports no torch, so that the queue's side can build and read it."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal, Self
+
+from service.domain.fast_weights import FastWeights
+from service.domain.feedback import BASE, FeedbackEvent, Frozen, Interaction, latest_interactions
+from service.domain.slow_weights import AdapterVersion, Promote, Reject, Scope, TrainReport
+
+Stage = Literal["data", "anchors", "train", "measure", "judge", "publish"]
+
+
+class UserLog(Frozen):
+    """What one user's log brings into a consolidation."""
+
+    interactions: tuple[Interaction, ...]
+    """With the signals that stand now, oldest feedback first (`latest_interactions`)."""
+    revisions: dict[str, int]
+    """Interaction id -> revision of its latest event; what is past the watermark is new, the rest is replay."""
+    head: int
+    """The log's last revision: the new version's watermark for this user."""
+    watermark: int = 0
+    """Revision up to which the version in use has consolidated; 0 without one."""
+    fast_weights: FastWeights = FastWeights()
+    """The fold of the log at `head`."""
+
+    @classmethod
+    def of(cls, events: Iterable[FeedbackEvent], *, watermark: int, fast_weights: FastWeights) -> Self:
+        """From a user's events in the order of the log."""
+        events = list(events)
+        return cls(
+            interactions=tuple(latest_interactions(events)),
+            revisions={event.interaction.id: event.revision for event in events},
+            head=max((event.revision for event in events), default=watermark),
+            watermark=watermark,
+            fast_weights=fast_weights,
+        )
+
+
+class Work(Frozen):
+    """One scope's consolidation. The same work gives the same version, name and all, so a job that is done twice ends with one."""
+
+    tenant: str
+    scope: Scope
+    job: str
+    number: int
+    """The new version's number."""
+    parent: str = BASE
+    """Name of the version in use, whose folder lies in the adapter store; `base` if none."""
+    created: float
+    """Seconds since the epoch; becomes the version's `created`."""
+    users: dict[str, UserLog]
+    """By user id: one user for a user's scope, all members for a cohort's or the global one."""
+
+
+class Progress(Frozen):
+    """Where a consolidation is. `step` and `steps` count inside the stage; loss, KL and beta are there while it trains."""
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    kl_text: float | None = None
+    """Smoothed over the last steps, nats per token on anchors that steer."""
+    kl_chat: float | None = None
+    beta: float | None = None
+    """The larger of the two KL coefficients."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Outcome(Frozen):
+    """How a consolidation ended. A rejected candidate is not published: `version` is None, the report says what was measured."""
+
+    decision: Promote | Reject
+    report: TrainReport
+    version: AdapterVersion | None = None
+
+    @property
+    def absorbed(self) -> tuple[str, ...]:
+        """Ids of the context items that the new version makes unnecessary."""
+        return self.report.absorbed
