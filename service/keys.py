@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import FastslowError
 
@@ -21,8 +21,9 @@ class ApiKey(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
-    tenant: str
+    key: str = Field(min_length=16)
+    # Part of Redis keys and metric labels.
+    tenant: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     role: Role = "client"
 
 

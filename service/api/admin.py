@@ -1,0 +1,120 @@
+"""The admin's calls: adapter versions, rollback and promotion, consolidations, the audit."""
+
+import time
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from service.api.auth import Caller, admin, checked_user
+from service.api.schemas import CohortRequest, ConsolidationRequest, PromoteRequest, RollbackRequest
+from service.domain.feedback import BASE
+from service.domain.slow_weights import Scope
+from service.errors import Conflict
+from service.jobs import Jobs
+from service.store import Store
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"])
+Admin = Annotated[Caller, Depends(admin)]
+
+
+def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+@router.get("/adapters", summary="All adapter versions")
+async def adapters(request: Request, caller: Admin) -> dict[str, Any]:
+    """Every version of the tenant by scope and number, with its report and whether it is in use or barred."""
+    store = _store(request)
+    versions = await store.scopes.versions(tenant=caller.tenant)
+    states = {
+        scope: await store.scopes.state(Scope.parse(scope), tenant=caller.tenant)
+        for scope in sorted({version.scope for version in versions})
+    }
+    return {
+        "object": "list",
+        "data": [
+            version.model_dump()
+            | {
+                "in_use": states[version.scope].active == version.name,
+                "barred": version.name in states[version.scope].barred,
+            }
+            for version in versions
+        ],
+    }
+
+
+@router.get("/adapters/{name}", summary="One adapter version, with its lineage")
+async def adapter(request: Request, name: str, caller: Admin) -> dict[str, Any]:
+    """The version's report, and its ancestors down to the base."""
+    store = _store(request)
+    version = await store.scopes.find(name, tenant=caller.tenant)
+    scope = Scope.parse(version.scope)
+    state = await store.scopes.state(scope, tenant=caller.tenant)
+    lineage, parent = [version.name], version.parent
+    while parent != BASE:
+        lineage.append(parent)
+        parent = (await store.scopes.version(parent, scope, tenant=caller.tenant)).parent
+    return version.model_dump() | {
+        "in_use": state.active == version.name,
+        "barred": version.name in state.barred,
+        "lineage": [*lineage, BASE],
+    }
+
+
+@router.post("/scopes/{scope:path}/rollback", summary="Go back to an older version")
+async def rollback(request: Request, scope: str, body: RollbackRequest, caller: Admin) -> dict[str, Any]:
+    """In force for the next request on every gateway; streams in flight finish on the version that they began with."""
+    entry = await _store(request).scopes.rollback(
+        Scope.parse(scope), tenant=caller.tenant, to=body.to, actor=caller.label, reason=body.reason, now=time.time()
+    )
+    return entry.model_dump()
+
+
+@router.post("/scopes/{scope:path}/promote", summary="Put a named version in use")
+async def promote(request: Request, scope: str, body: PromoteRequest, caller: Admin) -> dict[str, Any]:
+    """An admin's decision, which also lifts the bar that a rollback set."""
+    entry = await _store(request).scopes.promote(
+        Scope.parse(scope),
+        tenant=caller.tenant,
+        name=body.version,
+        actor=caller.label,
+        reason=body.reason,
+        now=time.time(),
+    )
+    return entry.model_dump()
+
+
+@router.post("/consolidations", status_code=202, summary="Start a consolidation")
+async def start_consolidation(request: Request, body: ConsolidationRequest, caller: Admin) -> dict[str, Any]:
+    """Queue one for a scope; watch it by its id. One at a time per scope."""
+    scope = Scope.parse(body.scope)
+    jobs: Jobs = request.app.state.jobs
+    job, opened = await _store(request).jobs.open(scope, tenant=caller.tenant, unique=uuid.uuid4().hex, now=time.time())
+    if not opened:
+        raise Conflict(
+            f"{scope} is being consolidated: watch {job.id}.", param="scope", code="consolidation_in_progress"
+        )
+    await jobs.consolidate(job.id)
+    return job.model_dump()
+
+
+@router.get("/consolidations/{job_id}", summary="Watch a consolidation")
+async def consolidation(request: Request, job_id: str, caller: Admin) -> dict[str, Any]:
+    """Stage, step of steps, loss and KL while it runs; the decision with its reasons and figures once it has ended."""
+    return (await _store(request).jobs.get(job_id, tenant=caller.tenant)).model_dump()
+
+
+@router.put("/users/{user:path}/cohort", summary="Put a user into a cohort")
+async def cohort(request: Request, user: str, body: CohortRequest, caller: Admin) -> dict[str, Any]:
+    """The cohort's adapter serves its users who have none of their own."""
+    await _store(request).users.set_cohort(body.cohort, tenant=caller.tenant, user=checked_user(user, "user"))
+    return {"user": user, "cohort": body.cohort}
+
+
+@router.get("/audit", summary="Who moved which pointer, when and why")
+async def audit(request: Request, caller: Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+    """Newest first."""
+    entries = await _store(request).scopes.audit(tenant=caller.tenant, limit=limit)
+    return {"object": "list", "data": [entry.model_dump() for entry in entries]}

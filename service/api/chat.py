@@ -1,0 +1,203 @@
+"""`POST /v1/chat/completions`: OpenAI's request and reply, personalized."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from service.api.auth import Caller, authenticated, user_of
+from service.api.schemas import PASSED_ON, ChatRequest
+from service.domain.feedback import BASE
+from service.engine import DONE
+from service.errors import EngineUnavailable, FastslowError, InvalidRequest, ModelNotFound, UpstreamRejected
+from service.serving import Plan, Serving
+
+router = APIRouter()
+T = TypeVar("T")
+
+
+class ClientGone(FastslowError):
+    """The client hung up before its reply was ready."""
+
+    status = 499
+    code = "client_closed_request"
+
+
+class Clock:
+    """The gateway's own time in one chat: all of it less what was spent waiting for vLLM."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.upstream = 0.0
+
+    def own_seconds(self) -> float:
+        return time.perf_counter() - self.started - self.upstream
+
+
+@router.post("/v1/chat/completions", summary="Chat, personalized for the user")
+async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, Depends(authenticated)]) -> Response:
+    serving: Serving = request.app.state.serving
+    if body.model != serving.settings.model_name:
+        raise ModelNotFound(
+            f"The model '{body.model[:100]}' does not exist: this service serves '{serving.settings.model_name}'.",
+            param="model",
+        )
+    if len(body.messages) > serving.settings.max_messages:
+        raise InvalidRequest(
+            f"{len(body.messages)} messages are over the limit of {serving.settings.max_messages}.", param="messages"
+        )
+    clock = Clock(request.state.started)
+    user = user_of(request, caller, body.named_user())
+    serve = _serve_stream if body.stream else _serve_whole
+    rejected: tuple[str, UpstreamRejected] | None = None
+    while True:
+        plan = await serving.plan(
+            body.conversation(),
+            interaction_id=f"chatcmpl-{request.state.request_id}",
+            tenant=caller.tenant,
+            user=user,
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            without_adapter=rejected is not None,
+        )
+        try:
+            response = await serve(request, body, serving, plan, clock)
+        except UpstreamRejected as error:
+            if plan.version.adapter == BASE:
+                raise
+            rejected = (plan.version.adapter, error)
+            continue
+        # The adapter is to blame only now that the base took the same request.
+        if rejected is not None:
+            serving.adapter_failed(*rejected)
+        return response
+
+
+def _sampling(body: ChatRequest) -> dict[str, Any]:
+    return body.model_dump(include=PASSED_ON, exclude_none=True)
+
+
+def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
+    own_seconds = clock.own_seconds()
+    serving.metrics.overhead.observe(own_seconds)
+    serving.metrics.context_tokens.observe(plan.context.tokens)
+    serving.metrics.served.labels("base" if plan.version.adapter == BASE else "adapter").inc()
+    for reason in plan.degraded:
+        serving.metrics.degraded.labels(reason).inc()
+    headers = {
+        "x-fastslow-adapter": plan.version.adapter,
+        "x-fastslow-context-revision": str(plan.version.context_revision),
+        "x-fastslow-context-tokens": str(plan.context.tokens),
+        "x-fastslow-overhead-ms": f"{own_seconds * 1000:.2f}",
+    }
+    return headers | ({"x-fastslow-degraded": ",".join(plan.degraded)} if plan.degraded else {})
+
+
+async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
+    upstream = serving.upstream_body(plan, _sampling(body))
+    sent = time.perf_counter()
+    reply = await _unless_gone(request, serving.engine.complete(upstream, request_id=_upstream_id(plan)))
+    clock.upstream += time.perf_counter() - sent
+    choice = reply["choices"][0]
+    await serving.record(plan, choice["message"].get("content") or "", choice.get("finish_reason"))
+    reply = _tidy(reply) | {"id": plan.id, "model": body.model}
+    headers = _headers(plan, clock, serving)
+    serving.metrics.chat.labels("no").observe(time.perf_counter() - clock.started)
+    return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
+
+
+async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
+    upstream = serving.upstream_body(plan, _sampling(body)) | {"stream": True}
+    if body.stream_options is not None:
+        upstream["stream_options"] = body.stream_options.model_dump()
+    sent = time.perf_counter()
+    stack = AsyncExitStack()
+    # Entered here, so that a refusal becomes an error reply and not a broken stream.
+    events = await _unless_gone(
+        request, stack.enter_async_context(serving.engine.stream(upstream, request_id=_upstream_id(plan)))
+    )
+    clock.upstream += time.perf_counter() - sent
+    return EventStream(
+        _relay(events, stack, body, serving, plan, clock.started), headers=_headers(plan, clock, serving)
+    )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events from a generator that is closed at once when the client goes away, which aborts the generation."""
+
+    media_type = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if isinstance(self.body_iterator, AsyncGenerator):
+                await self.body_iterator.aclose()
+
+
+async def _relay(
+    events: AsyncIterator[bytes], stack: AsyncExitStack, body: ChatRequest, serving: Serving, plan: Plan, started: float
+) -> AsyncGenerator[bytes, None]:
+    """vLLM's events as the client's, each as it comes; the interaction is stored before the last."""
+    pieces: list[str] = []
+    finish_reason: str | None = None
+    async with stack:
+        try:
+            async for event in events:
+                if event == DONE:
+                    await serving.record(plan, "".join(pieces), finish_reason)
+                    yield b"data: [DONE]\n\n"
+                    serving.metrics.chat.labels("yes").observe(time.perf_counter() - started)
+                    return
+                chunk = orjson.loads(event.removeprefix(b"data: "))
+                for choice in chunk.get("choices", ()):
+                    pieces.append(choice["delta"].get("content") or "")
+                    finish_reason = choice.get("finish_reason") or finish_reason
+                chunk = _tidy(chunk) | {"id": plan.id, "model": body.model}
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+            broken = EngineUnavailable("The inference server ended the stream early: send the request again.")
+        except EngineUnavailable as error:
+            broken = error
+        # The status has left already; an error event is what OpenAI's clients raise from.
+        yield b"data: " + orjson.dumps(broken.body()) + b"\n\n"
+
+
+def _tidy(reply: dict[str, Any]) -> dict[str, Any]:
+    """A reply or a chunk without the fields of vLLM's own, which it sends as null; OpenAI's nulls stay."""
+    kept = {k: v for k, v in reply.items() if v is not None}
+    for choice in kept.get("choices", ()):
+        for part in ("message", "delta"):
+            if part in choice:
+                choice[part] = {k: v for k, v in choice[part].items() if v is not None or k in ("content", "refusal")}
+        for own in ("token_ids", "routed_experts", "stop_reason"):
+            choice.pop(own, None)
+    return kept
+
+
+def _upstream_id(plan: Plan) -> str:
+    """vLLM makes the completion's id of this by putting `chatcmpl-` before it."""
+    return plan.id.removeprefix("chatcmpl-")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled (and the generation aborted with it) when the client hangs up first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("The client closed the request.")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

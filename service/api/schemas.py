@@ -1,0 +1,280 @@
+"""The bodies of the HTTP interface: what a client may send, checked field by field, and what we answer.
+
+A chat request is OpenAI's. Fields that OpenAI clients send and that mean nothing here are accepted and go no further; any other unknown
+field is an error that names it, because a setting that is silently ignored is a lie.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
+
+from service.domain.fast_weights import Credit, FastWeights
+from service.domain.feedback import RATING_DIGITS, Message
+
+# A name in a log line, a metric or an audit entry; longer ones are a mistake.
+MAX_ID_CHARS = 256
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+
+
+class TextPart(BaseModel):
+    """A text part of a message's content; other types are not served by a text model."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message of the request. Fields that OpenAI's clients echo and that mean nothing here are dropped."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def text(self) -> str | None:
+        return self.content if isinstance(self.content, str | None) else "\n".join(part.text for part in self.content)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """`POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    # What is passed on to vLLM, and nothing else is.
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    # Who the user is, if nothing stronger says so.
+    user: Id | None = None
+    safety_identifier: Id | None = None
+    metadata: dict[str, Any] | None = None
+    # Accepted because clients send them; they change nothing.
+    n: Literal[1] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    verbosity: str | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _some_text(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
+        if not any((message.text() or "").strip() for message in messages):
+            raise ValueError("no message has any text")
+        return messages
+
+    def named_user(self) -> str | None:
+        """The user that the body names."""
+        named = self.user or self.safety_identifier or (self.metadata or {}).get("user_id")
+        return named if isinstance(named, str) else None
+
+    def conversation(self) -> list[Message]:
+        """The messages in our own terms; `developer` is `system` to an open model's template."""
+        return [
+            Message.model_validate(
+                {"role": "system" if m.role == "developer" else m.role, "content": m.text()}
+                | m.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+            )
+            for m in self.messages
+        ]
+
+
+PASSED_ON = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "stop",
+    "seed",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+}
+"""The whitelist of sampling fields in a request to vLLM."""
+
+
+class PreferenceBody(BaseModel):
+    """Another reply to the same conversation (an interaction's id, or its text), and which of the two was better."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interaction_id: Id | None = None
+    text: str | None = None
+    better: Literal["this", "other"]
+
+    @model_validator(mode="after")
+    def _one_other(self) -> Self:
+        if (self.interaction_id is None) == (self.text is None):
+            raise ValueError("give either interaction_id or text")
+        return self
+
+
+class FeedbackRequest(BaseModel):
+    """`POST /v1/feedback`. A signal that is left out stays as it was; null retracts it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interaction_id: Id
+    """The completion's `id`."""
+    user: Id | None = None
+    rating: StrictBool | StrictInt | StrictFloat | None = None
+    """true or false, or a number in [-1, 1]."""
+    comment: str | None = None
+    correction: str | None = None
+    """The reply that was wanted."""
+    preference: PreferenceBody | None = None
+
+    @field_validator("rating")
+    @classmethod
+    def _as_number(cls, rating: float | None) -> float | None:
+        if rating is None:
+            return None
+        number = (1.0 if rating else -1.0) if isinstance(rating, bool) else float(rating)
+        if not -1 <= number <= 1:
+            raise ValueError("give true or false, or a number from -1 to 1")
+        return round(number, RATING_DIGITS)
+
+    @field_validator("comment", "correction")
+    @classmethod
+    def _not_blank(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("is blank; send null to retract it")
+        return text
+
+    @model_validator(mode="after")
+    def _any_signal(self) -> Self:
+        if not self.named_signals():
+            raise ValueError("give at least one of rating, comment, correction, preference")
+        return self
+
+    def named_signals(self) -> set[str]:
+        return self.model_fields_set & {"rating", "comment", "correction", "preference"}
+
+
+class FeedbackReply(BaseModel):
+    """What a feedback came to."""
+
+    object: Literal["feedback"] = "feedback"
+    interaction_id: str
+    context_revision: int
+    """The revision that the next chat of this user is served with."""
+    changed: bool
+    """False where the feedback said what already stood."""
+
+
+class ItemView(BaseModel):
+    """One context item as people see it."""
+
+    id: str
+    kind: Literal["guideline", "exemplar"]
+    text: str | None = None
+    prompt: str | None = None
+    reply: str | None = None
+    rejected: str | None = None
+    helpful: float
+    harmful: float
+    sources: list[str]
+    in_context: bool
+    """Whether it is rendered now, under the token budget and the adapter in use."""
+    absorbed: bool
+    """Whether the adapter version in use makes it unnecessary."""
+
+
+class ContextReply(BaseModel):
+    """`GET /v1/users/{user}/context`."""
+
+    object: Literal["context"] = "context"
+    user: str
+    revision: int
+    adapter: str
+    tokens: int
+    budget_tokens: int
+    items: list[ItemView]
+
+
+def item_views(state: FastWeights, *, chosen: frozenset[str], absorbed: frozenset[str]) -> list[ItemView]:
+    """All items of a user, guidelines first, by age."""
+    views = []
+    for item in sorted((*state.guidelines.values(), *state.exemplars.values()), key=lambda i: (i.id[0] != "g", i.born)):
+        credit = state.credits.get(item.id, Credit())
+        views.append(
+            ItemView(
+                kind="guideline" if item.id.startswith("g-") else "exemplar",
+                helpful=credit.helpful,
+                harmful=credit.harmful,
+                in_context=item.id in chosen,
+                absorbed=item.id in absorbed,
+                **item.model_dump(exclude={"sources"}),
+                sources=list(item.sources),
+            )
+        )
+    return views
+
+
+class ConsolidationRequest(BaseModel):
+    """`POST /v1/admin/consolidations`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scope: str = Field(max_length=2 * MAX_ID_CHARS)
+
+
+class RollbackRequest(BaseModel):
+    """`POST /v1/admin/scopes/{scope}/rollback`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: str | None = None
+    """A version's name or `base`; the version before if left out."""
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+class PromoteRequest(BaseModel):
+    """`POST /v1/admin/scopes/{scope}/promote`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+class CohortRequest(BaseModel):
+    """`PUT /v1/admin/users/{user}/cohort`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cohort: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None
+    """null takes the user out of any."""

@@ -1,0 +1,140 @@
+"""The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+import aiohttp
+import orjson
+
+from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
+from service.settings import Settings
+
+CHAT_PATH = "/v1/chat/completions"
+OVERLOADED_RETRY_SECONDS = 2
+AWAY_RETRY_SECONDS = 5
+DONE = b"data: [DONE]"
+
+
+class Engine(Protocol):
+    """What the gateway and the workers ask of vLLM."""
+
+    async def complete(self, body: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+        """A whole chat completion."""
+        ...
+
+    def stream(self, body: dict[str, Any], *, request_id: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A streamed one: server-sent events without their blank lines, `data: [DONE]` last. Leaving early aborts it."""
+        ...
+
+    async def ready(self) -> None:
+        """Raises EngineUnavailable unless vLLM answers its health check."""
+        ...
+
+    async def preload(self, adapter: str) -> None:
+        """Have vLLM resolve an adapter without generating; raises UpstreamRejected if it can't."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class VllmEngine:
+    """`Engine` over HTTP."""
+
+    def __init__(self, settings: Settings) -> None:
+        key = settings.vllm_api_key.get_secret_value()
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._url = settings.effective_vllm_url
+        self._connections = settings.upstream_connections
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            connect=settings.upstream_timeout_seconds,
+            sock_connect=settings.upstream_connect_seconds,
+            sock_read=settings.upstream_timeout_seconds,
+        )
+        self._session: aiohttp.ClientSession | None = None
+
+    def _http(self) -> aiohttp.ClientSession:
+        # Made on first use, because aiohttp wants a running loop.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                base_url=self._url,
+                timeout=self._timeout,
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=self._connections),
+            )
+        return self._session
+
+    async def complete(self, body: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+        async with self._post(CHAT_PATH, body, request_id) as response:
+            reply: dict[str, Any] = orjson.loads(await response.read())
+            return reply
+
+    @asynccontextmanager
+    async def stream(self, body: dict[str, Any], *, request_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with self._post(CHAT_PATH, body, request_id) as response:
+            yield _events(response)
+
+    @asynccontextmanager
+    async def _post(self, path: str, body: dict[str, Any], request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with self._http().post(
+                path, data=orjson.dumps(body), headers={"X-Request-Id": request_id}
+            ) as response:
+                if response.status != 200:
+                    raise refusal(response.status, await response.read())
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineUnavailable(
+                f"The inference server can't be reached: {str(error) or type(error).__name__}.",
+                retry_after_seconds=AWAY_RETRY_SECONDS,
+            ) from error
+
+    async def ready(self) -> None:
+        try:
+            async with self._http().get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                if response.status == 200:
+                    return
+                problem = f"its health check says {response.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            problem = str(error) or type(error).__name__
+        raise EngineUnavailable(
+            f"The inference server is not ready: {problem}.", retry_after_seconds=AWAY_RETRY_SECONDS
+        )
+
+    async def preload(self, adapter: str) -> None:
+        async with self._post("/tokenize", {"model": adapter, "prompt": "x"}, "preload") as response:
+            await response.read()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    buffer = b""
+    async for piece in response.content.iter_any():
+        *events, buffer = (buffer + piece).split(b"\n\n")
+        for event in events:
+            yield event
+    if buffer.strip():
+        yield buffer.strip()
+
+
+def refusal(status: int, body: bytes) -> Exception:
+    """vLLM's error reply as one of ours: overload and faults as 503, the request's own fault as it said it."""
+    try:
+        parsed = orjson.loads(body)
+        error = parsed.get("error", parsed) if isinstance(parsed, dict) else {}
+    except orjson.JSONDecodeError:
+        error = {}
+    if not isinstance(error, dict):
+        error = {"message": str(error)}
+    message = str(error.get("message") or body[:300].decode(errors="replace") or f"status {status}")
+    if status >= 500 or status == 429:
+        wait = OVERLOADED_RETRY_SECONDS if status in (429, 503) else AWAY_RETRY_SECONDS
+        return EngineUnavailable(f"The inference server can't answer now: {message}", retry_after_seconds=wait)
+    if "maximum context length" in message or "max_model_len" in message:
+        return ContextLengthExceeded(message, param="messages")
+    param = error.get("param")
+    return UpstreamRejected(message, status=status, param=param if isinstance(param, str) else None)

@@ -1,0 +1,67 @@
+"""Sends a named task to Celery for an admin: the one module of the gateway that knows Celery."""
+
+from typing import Protocol
+
+import anyio.to_thread
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from service.errors import StoreUnavailable
+from service.settings import Settings
+
+CONSOLIDATE = "workers.tasks.consolidate"
+SWEEP = "workers.tasks.sweep"
+CONSOLIDATE_QUEUE = "consolidate"
+CONTROL_QUEUE = "control"
+
+
+class Jobs(Protocol):
+    """Where consolidations are sent."""
+
+    async def consolidate(self, job_id: str) -> None:
+        """Queue an open job; raises StoreUnavailable if the broker is away."""
+        ...
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application, the same for those who send and those who work."""
+    app = Celery("fastslow", broker=settings.effective_redis_url)
+    app.conf.update(
+        # Jobs report to our own store, which outlives the broker's results.
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_default_queue=CONTROL_QUEUE,
+        task_routes={CONSOLIDATE: {"queue": CONSOLIDATE_QUEUE}, SWEEP: {"queue": CONTROL_QUEUE}},
+        # A worker takes one job at a time and gives it back when it dies.
+        worker_prefetch_multiplier=1,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "global_keyprefix": "fs:celery:",
+            "visibility_timeout": settings.job_limit_seconds * 2,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+        },
+        worker_hijack_root_logger=False,
+        enable_utc=True,
+    )
+    return app
+
+
+class CeleryJobs:
+    """`Jobs` over Celery."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = celery_app(settings)
+
+    async def consolidate(self, job_id: str) -> None:
+        # Celery's client blocks, so it stays off the event loop.
+        await anyio.to_thread.run_sync(self._send, job_id)
+
+    def _send(self, job_id: str) -> None:
+        try:
+            self._app.send_task(CONSOLIDATE, args=[job_id], retry=False)
+        except OperationalError as error:
+            raise StoreUnavailable(f"The job queue can't be reached: {error}") from error

@@ -1,0 +1,58 @@
+"""What the gateway counts, for Prometheus. One registry a process."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+# From a cached read to a slow generation.
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """Counters and histograms; a fresh set for each application, so that tests don't share them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fastslow_requests_total", "HTTP requests by route and status", ["route", "status"], registry=self.registry
+        )
+        self.overhead = Histogram(
+            "fastslow_chat_overhead_seconds",
+            "The gateway's own time in a chat: all but the wait for vLLM",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.chat = Histogram(
+            "fastslow_chat_seconds",
+            "A chat from request to last byte",
+            ["stream"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.feedback = Histogram(
+            "fastslow_feedback_seconds",
+            "A feedback from request to reply",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.signals = Counter(
+            "fastslow_feedback_signals_total", "Signals received", ["signal"], registry=self.registry
+        )
+        self.degraded = Counter(
+            "fastslow_degraded_total",
+            "Chats served with less than was due, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.adapter_failures = Counter(
+            "fastslow_adapter_failures_total",
+            "Adapter versions that vLLM could not serve, so that the base did",
+            registry=self.registry,
+        )
+        self.context_tokens = Histogram(
+            "fastslow_context_tokens",
+            "Tokens of the rendered context",
+            buckets=(0, 16, 32, 64, 128, 256, 512, 1024, 2048),
+            registry=self.registry,
+        )
+        self.served = Counter(
+            "fastslow_chats_total", "Chats by what served them", ["served_by"], registry=self.registry
+        )

@@ -1,0 +1,216 @@
+"""From a chat request to the request that vLLM gets: the user's context, the adapter in use, a whitelist of fields.
+
+Degrade, never lie: without Redis the base serves unpersonalized, without its adapter the base serves with the context, and every
+such step is named in the plan, in the reply's headers and in the metrics.
+"""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.domain.fast_weights import Context, FastWeights, choose, render
+from service.domain.feedback import BASE, Interaction, Message, VersionTuple
+from service.engine import Engine
+from service.errors import ContextLengthExceeded, NotFound, StoreUnavailable
+from service.keys import Keys
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store import Store
+from service.store.users import ChatState
+from service.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+NO_USER = "no-user"
+NO_STORE = "store-unavailable"
+NO_ADAPTER = "adapter-unavailable"
+NOT_RECORDED = "interaction-not-recorded"
+
+
+@dataclass
+class Plan:
+    """One chat as it will be served."""
+
+    id: str
+    """The completion's id, and the interaction's."""
+    tenant: str
+    user: str | None
+    messages: list[Message]
+    """The conversation without the context."""
+    context: Context
+    version: VersionTuple
+    max_tokens: int
+    degraded: list[str] = field(default_factory=list)
+
+    @property
+    def served_model(self) -> str:
+        """What vLLM is asked for: the adapter version, or the base model."""
+        return self.version.model if self.version.adapter == BASE else self.version.adapter
+
+
+class Serving:
+    """Plans chats, remembers which adapters failed, records interactions."""
+
+    def __init__(
+        self, store: Store, engine: Engine, tokens: Tokens, keys: Keys, settings: Settings, metrics: Metrics
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.tokens = tokens
+        self.settings = settings
+        self.metrics = metrics
+        self._salt_key = keys.cache_salt_secret.encode()
+        self._failed: dict[str, float] = {}
+
+    async def plan(
+        self,
+        conversation: list[Message],
+        *,
+        interaction_id: str,
+        tenant: str,
+        user: str | None,
+        max_tokens: int | None,
+        without_adapter: bool = False,
+    ) -> Plan:
+        """Choose the context and the adapter for a conversation; `without_adapter` after vLLM has refused the one in use.
+
+        Raises:
+            ContextLengthExceeded: the conversation alone fills the window.
+        """
+        messages = [self._neutral(message) for message in conversation]
+        degraded: list[str] = []
+        state = await self._state(tenant=tenant, user=user, degraded=degraded)
+        adapter, absorbed = BASE, frozenset[str]()
+        if without_adapter:
+            degraded.append(NO_ADAPTER)
+        else:
+            adapter, absorbed = await self._adapter(state, tenant=tenant, degraded=degraded)
+        room, wanted = self._room(messages, max_tokens)
+        context = self.context(state.fast_weights, absorbed=absorbed, room=room)
+        # The reply may use what the context left; a request that names no length gets the default or what there is.
+        limit = max_tokens or max(1, min(wanted, wanted + room - context.tokens))
+        return Plan(
+            id=interaction_id,
+            tenant=tenant,
+            user=user,
+            messages=messages,
+            context=context,
+            version=VersionTuple(
+                model=self.settings.model_name, adapter=adapter, context_revision=state.fast_weights.revision
+            ),
+            max_tokens=limit,
+            degraded=degraded,
+        )
+
+    def context(self, state: FastWeights, *, absorbed: frozenset[str], room: int | None = None) -> Context:
+        """The context that a chat with `room` tokens to spare is served with (as many as the settings allow if None)."""
+        budget = min(
+            self.settings.context_budget_tokens,
+            int(self.settings.max_model_len * self.settings.context_budget_share),
+        )
+        if room is not None:
+            budget = min(budget, room)
+        return choose(state, absorbed=absorbed, budget_tokens=budget, count=self.tokens.count)
+
+    async def adapter_in_use(self, state: ChatState, *, tenant: str) -> tuple[str, frozenset[str]]:
+        """The version that serves a user and what it has absorbed."""
+        return await self._adapter(state, tenant=tenant, degraded=[])
+
+    def upstream_body(self, plan: Plan, sampling: dict[str, Any]) -> dict[str, Any]:
+        """The request to vLLM. Nothing of the client's gets into it but `sampling`, which the whitelist picked."""
+        body: dict[str, Any] = {
+            "model": plan.served_model,
+            "messages": [m.model_dump(exclude_none=True) for m in render(plan.context, plan.messages)],
+            "max_tokens": plan.max_tokens,
+            "cache_salt": self.cache_salt(plan.tenant, plan.user),
+        }
+        return body | sampling
+
+    def cache_salt(self, tenant: str, user: str | None) -> str:
+        """Keeps users apart in vLLM's prefix cache: an HMAC, so that nobody can compute another's."""
+        return hmac.new(self._salt_key, f"{tenant}\0{user or ''}".encode(), hashlib.sha256).hexdigest()
+
+    def adapter_failed(self, adapter: str, error: Exception) -> None:
+        """vLLM could not serve an adapter: the base does for a while."""
+        log.error("vLLM can't serve adapter %s, the base serves instead: %s", adapter, error)
+        self.metrics.adapter_failures.inc()
+        self._failed[adapter] = time.monotonic() + self.settings.failed_adapter_seconds
+
+    async def record(self, plan: Plan, reply: str, finish_reason: str | None) -> bool:
+        """Store the interaction so that it can be given feedback; false (and counted) where Redis is away."""
+        if plan.user is None:
+            return False
+        interaction = Interaction(
+            id=plan.id,
+            tenant=plan.tenant,
+            user=plan.user,
+            created=time.time(),
+            messages=tuple(plan.messages),
+            reply=reply,
+            finish_reason=finish_reason,
+            version=plan.version,
+            items=plan.context.items,
+        )
+        try:
+            await self.store.users.record(interaction, retention_seconds=self.settings.interaction_retention_seconds)
+        except StoreUnavailable as error:
+            log.warning("interaction %s is not recorded: %s", plan.id, error)
+            plan.degraded.append(NOT_RECORDED)
+            return False
+        return True
+
+    async def _state(self, *, tenant: str, user: str | None, degraded: list[str]) -> ChatState:
+        if user is None:
+            degraded.append(NO_USER)
+            return ChatState(FastWeights(), None, ())
+        try:
+            return await self.store.users.chat_state(tenant=tenant, user=user)
+        except StoreUnavailable as error:
+            log.warning("a chat is served unpersonalized: %s", error)
+            degraded.append(NO_STORE)
+            return ChatState(FastWeights(), None, ())
+
+    async def _adapter(self, state: ChatState, *, tenant: str, degraded: list[str]) -> tuple[str, frozenset[str]]:
+        for scope, name in state.adapters:
+            if self._failed.get(name, 0.0) > time.monotonic():
+                degraded.append(NO_ADAPTER)
+                return BASE, frozenset()
+            try:
+                version = await self.store.scopes.version(name, scope, tenant=tenant)
+            except (NotFound, StoreUnavailable) as error:
+                log.error("adapter %s of %s has no record, the base serves instead: %s", name, scope, error)
+                degraded.append(NO_ADAPTER)
+                return BASE, frozenset()
+            return name, frozenset(version.report.absorbed)
+        return BASE, frozenset()
+
+    def _room(self, messages: list[Message], max_tokens: int | None) -> tuple[int, int]:
+        """Tokens left for the context, and tokens set aside for the reply."""
+        window, conversation = self.settings.max_model_len, self.tokens.count_messages(messages)
+        content = sum(self.tokens.count(m.content or "") for m in messages)
+        if content >= window:
+            raise ContextLengthExceeded(
+                f"The messages have {content} tokens and the window of {self.settings.model_name} is {window}, "
+                "the reply included: shorten the conversation.",
+                param="messages",
+            )
+        wanted = min(max_tokens or self.settings.default_max_tokens, max(1, window - conversation))
+        return max(0, window - conversation - wanted), wanted
+
+    def _neutral(self, message: Message) -> Message:
+        return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.tokens.neutralize))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every string in it changed, keys of objects left alone."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(v, change) for v in value]
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return value

@@ -1,0 +1,112 @@
+"""The names of every Redis key.
+
+All keys of a user carry the hash tag of the user's bucket, so one script may touch them together on a Redis Cluster; so do all keys of a
+scope. A user's own scope lies in the user's bucket, a tenant's cohorts and its global scope in the tenant's. A fixed number of buckets,
+never changed, makes each tenant-wide question a pipeline of that many reads.
+
+Durable (no TTL): log, users, user, due, scope, versions, scopes, shared, audit, open.
+All else is a cache or expires: state, int, idem, job, lease.
+"""
+
+import hashlib
+import zlib
+
+from service.domain.slow_weights import Scope
+
+BUCKETS = 256
+
+
+def _bucket(*parts: str) -> int:
+    return zlib.crc32("\0".join(parts).encode()) % BUCKETS
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def in_bucket(bucket: int, name: str) -> str:
+    return f"fs:{{{bucket:03d}}}:{name}"
+
+
+def due(bucket: int) -> str:
+    """Sorted set of `tenant\\0user` with feedback that no sweep has settled, scored by the time of the oldest such feedback."""
+    return in_bucket(bucket, "due")
+
+
+def open_jobs(bucket: int) -> str:
+    """Sorted set of the ids of unfinished consolidations, scored by the time they were queued."""
+    return in_bucket(bucket, "open")
+
+
+def users_index(bucket: int, tenant: str) -> str:
+    """Sorted set of the users of a tenant that ever gave feedback, scored by the time of the last."""
+    return in_bucket(bucket, f"users:{tenant}")
+
+
+def scopes_index(bucket: int, tenant: str) -> str:
+    """Set of a tenant's scopes that have adapter versions."""
+    return in_bucket(bucket, f"scopes:{tenant}")
+
+
+def audit(bucket: int, tenant: str) -> str:
+    """Stream of who moved which pointer, when and why."""
+    return in_bucket(bucket, f"audit:{tenant}")
+
+
+class UserKeys:
+    """The keys of one user of one tenant."""
+
+    def __init__(self, *, tenant: str, user: str) -> None:
+        self.bucket = _bucket(tenant, user)
+        self.member = f"{tenant}\0{user}"
+        self._id = _digest(tenant, user)
+        self.log = in_bucket(self.bucket, f"log:{self._id}")
+        self.state = in_bucket(self.bucket, f"state:{self._id}")
+        self.user = in_bucket(self.bucket, f"user:{self._id}")
+        self.due = due(self.bucket)
+        self.users = users_index(self.bucket, tenant)
+
+    def interaction(self, interaction_id: str) -> str:
+        return in_bucket(self.bucket, f"int:{self._id}:{_digest(interaction_id)}")
+
+    def idempotency(self, key: str) -> str:
+        return in_bucket(self.bucket, f"idem:{self._id}:{_digest(key)}")
+
+
+class ScopeKeys:
+    """The keys of one scope of one tenant."""
+
+    def __init__(self, scope: Scope, *, tenant: str) -> None:
+        self.bucket = _bucket(tenant, scope.name) if scope.kind == "user" else _bucket(tenant)
+        digest = scope.digest(tenant)
+        self.scope = in_bucket(self.bucket, f"scope:{digest}")
+        self.versions = in_bucket(self.bucket, f"versions:{digest}")
+        self.lease = in_bucket(self.bucket, f"lease:{digest}")
+        self.scopes = scopes_index(self.bucket, tenant)
+        self.audit = audit(self.bucket, tenant)
+        self.open = open_jobs(self.bucket)
+        self.due = due(self.bucket)
+        self.shared = in_bucket(self.bucket, f"shared:{tenant}")
+        """Hash of the versions in use of the tenant's cohorts and its global scope; unused for a user's own scope."""
+
+    def job(self, job_id: str) -> str:
+        return in_bucket(self.bucket, f"job:{job_id}")
+
+
+def shared_adapters(tenant: str) -> str:
+    """The tenant's hash of cohort and global versions in use."""
+    return ScopeKeys(Scope(kind="global"), tenant=tenant).shared
+
+
+def job_id(bucket: int, unique: str) -> str:
+    """A job's id names its bucket, so that the job is found by id alone."""
+    return f"con-{bucket:03d}-{unique}"
+
+
+def job_by_id(job: str) -> str | None:
+    """The key of a job, or None where the id is not one."""
+    prefix, _, rest = job.partition("-")
+    bucket, _, unique = rest.partition("-")
+    if prefix != "con" or not bucket.isdigit() or int(bucket) >= BUCKETS or not unique.isalnum():
+        return None
+    return in_bucket(int(bucket), f"job:{job}")

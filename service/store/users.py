@@ -1,0 +1,226 @@
+"""Users: interactions, the log of feedback, the cached fold of it."""
+
+from dataclasses import dataclass
+
+from service.domain.fast_weights import FastWeights, fold
+from service.domain.feedback import FeedbackEvent, Interaction
+from service.domain.slow_weights import Scope
+from service.errors import Conflict, NotFound
+from service.store.connection import Connection
+from service.store.keys import BUCKETS, ScopeKeys, UserKeys, shared_adapters, users_index
+
+# Appends the event, sets the interaction's standing signals and the cached fold, marks the user as due, remembers the idempotency key.
+# {'ok'} | {'replayed', receipt}: the key was used | {'conflict'}: the log has moved on | {'expired'}: the interaction is gone.
+APPEND = """#!lua
+local log, state, interaction, due, users, idem = unpack(KEYS)
+local revision, event, fold, state_ttl, snapshot, member, user, at, receipt, idem_ttl = unpack(ARGV)
+if receipt ~= '' then
+  local before = redis.call('GET', idem)
+  if before then return {'replayed', before} end
+end
+local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+local head = #last > 0 and tonumber(string.match(last[1][1], '^%d+')) or 0
+if head + 1 ~= tonumber(revision) then return {'conflict'} end
+if redis.call('EXISTS', interaction) == 0 then return {'expired'} end
+redis.call('XADD', log, revision .. '-0', 'event', event)
+redis.call('SET', state, fold, 'EX', state_ttl)
+redis.call('SET', interaction, snapshot, 'KEEPTTL')
+redis.call('ZADD', due, 'NX', at, member)
+redis.call('ZADD', users, at, user)
+if receipt ~= '' then redis.call('SET', idem, receipt, 'EX', idem_ttl) end
+return {'ok'}
+"""
+
+# Caches a fold that was rebuilt from the log, unless a newer one is there by now.
+CACHE_FOLD = """#!lua
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last > 0 and last[1][1] == ARGV[1] .. '-0' then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3]) end
+return 1
+"""
+
+LOG_PAGE = 500
+
+
+@dataclass(frozen=True)
+class ChatState:
+    """What a chat needs to know of its user."""
+
+    fast_weights: FastWeights
+    cohort: str | None
+    adapters: tuple[tuple[Scope, str], ...]
+    """Versions in use that may serve this user, most specific first."""
+
+
+@dataclass(frozen=True)
+class FeedbackInputs:
+    """What a feedback needs to know before it is applied."""
+
+    interaction: Interaction | None
+    other: Interaction | None
+    fast_weights: FastWeights
+    receipt: bytes | None
+    """What was answered to this idempotency key before."""
+
+
+class UserStore:
+    """Reads and writes of one user's data. Every method names tenant and user, so none can reach across."""
+
+    def __init__(self, connection: Connection, *, state_cache_seconds: int) -> None:
+        self._redis = connection
+        self._state_seconds = state_cache_seconds
+
+    async def chat_state(self, *, tenant: str, user: str) -> ChatState:
+        """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
+        keys, own = UserKeys(tenant=tenant, user=user), Scope(kind="user", name=user)
+        state, has_log, cohort, own_adapter, shared = await self._redis.pipeline(
+            [
+                ("GET", keys.state),
+                ("EXISTS", keys.log),
+                ("HGET", keys.user, "cohort"),
+                ("HGET", ScopeKeys(own, tenant=tenant).scope, "active"),
+                ("HGETALL", shared_adapters(tenant)),
+            ]
+        )
+        cohort_name = cohort.decode() if cohort else None
+        candidates = [own] + ([Scope(kind="cohort", name=cohort_name)] if cohort_name else []) + [Scope(kind="global")]
+        in_use = {k.decode(): v.decode() for k, v in shared.items()}
+        if own_adapter:
+            in_use[str(own)] = own_adapter.decode()
+        return ChatState(
+            fast_weights=await self._fast_weights(keys, state, has_log=bool(has_log)),
+            cohort=cohort_name,
+            adapters=tuple((scope, in_use[str(scope)]) for scope in candidates if str(scope) in in_use),
+        )
+
+    async def fast_weights(self, *, tenant: str, user: str) -> FastWeights:
+        """The user's fast weights, from the cache or by folding the log."""
+        keys = UserKeys(tenant=tenant, user=user)
+        state, has_log = await self._redis.pipeline([("GET", keys.state), ("EXISTS", keys.log)])
+        return await self._fast_weights(keys, state, has_log=bool(has_log))
+
+    async def _fast_weights(self, keys: UserKeys, state: bytes | None, *, has_log: bool) -> FastWeights:
+        if state is not None:
+            return FastWeights.model_validate_json(state)
+        if not has_log:
+            return FastWeights()
+        rebuilt = fold(await self._events(keys, after=0))
+        await self._redis.script(
+            CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
+        )
+        return rebuilt
+
+    async def record(self, interaction: Interaction, *, retention_seconds: int) -> None:
+        """Keep an interaction for as long as it may be given feedback."""
+        keys = UserKeys(tenant=interaction.tenant, user=interaction.user)
+        await self._redis.call(
+            "SET", keys.interaction(interaction.id), interaction.model_dump_json(), "EX", retention_seconds
+        )
+
+    async def feedback_inputs(
+        self, interaction_id: str, *, tenant: str, user: str, other_id: str | None, idempotency_key: str | None
+    ) -> FeedbackInputs:
+        """Everything that one feedback is computed from, at one moment, in one round trip."""
+        keys = UserKeys(tenant=tenant, user=user)
+        found, other, receipt, state, has_log = await self._redis.pipeline(
+            [
+                ("GET", keys.interaction(interaction_id)),
+                ("GET", keys.interaction(other_id or "")),
+                ("GET", keys.idempotency(idempotency_key or "")),
+                ("GET", keys.state),
+                ("EXISTS", keys.log),
+            ],
+            atomic=True,
+        )
+        return FeedbackInputs(
+            interaction=Interaction.model_validate_json(found) if found else None,
+            other=Interaction.model_validate_json(other) if other else None,
+            fast_weights=await self._fast_weights(keys, state, has_log=bool(has_log)),
+            receipt=receipt,
+        )
+
+    async def append(
+        self,
+        event: FeedbackEvent,
+        after: FastWeights,
+        *,
+        idempotency_key: str | None,
+        receipt: bytes,
+        idempotency_seconds: int,
+    ) -> bytes | None:
+        """Append one event and all that follows from it, in one atomic step.
+
+        Args:
+            after: the fast weights with the event folded in.
+            receipt: what to answer to a retry with the same idempotency key.
+
+        Returns:
+            None if the event was appended, else the receipt of an earlier request with the same idempotency key.
+
+        Raises:
+            Conflict: another event came first; read again and retry.
+            NotFound: the interaction has expired meanwhile.
+        """
+        interaction = event.interaction
+        keys = UserKeys(tenant=interaction.tenant, user=interaction.user)
+        outcome, *rest = await self._redis.script(
+            APPEND,
+            [
+                keys.log,
+                keys.state,
+                keys.interaction(interaction.id),
+                keys.due,
+                keys.users,
+                keys.idempotency(idempotency_key or ""),
+            ],
+            event.revision,
+            event.model_dump_json(),
+            after.model_dump_json(),
+            self._state_seconds,
+            interaction.model_dump_json(),
+            keys.member,
+            interaction.user,
+            event.at,
+            receipt if idempotency_key else b"",
+            idempotency_seconds,
+        )
+        if outcome == b"conflict":
+            raise Conflict("Other feedback of this user came first.", code="log_moved_on")
+        if outcome == b"expired":
+            raise NotFound("The interaction has expired.")
+        return rest[0] if rest else None
+
+    async def remember(self, *, tenant: str, user: str, idempotency_key: str, receipt: bytes, seconds: int) -> None:
+        """Keep the answer to a feedback that changed nothing, so that its key can't be used with another body."""
+        key = UserKeys(tenant=tenant, user=user).idempotency(idempotency_key)
+        await self._redis.call("SET", key, receipt, "EX", seconds, "NX")
+
+    async def events(self, *, tenant: str, user: str, after: int = 0) -> list[FeedbackEvent]:
+        """The user's log past revision `after`."""
+        return await self._events(UserKeys(tenant=tenant, user=user), after=after)
+
+    async def _events(self, keys: UserKeys, *, after: int) -> list[FeedbackEvent]:
+        events: list[FeedbackEvent] = []
+        while True:
+            page = await self._redis.call("XRANGE", keys.log, f"({after}-0", "+", "COUNT", LOG_PAGE)
+            events += [FeedbackEvent.model_validate_json(_event_field(fields)) for _, fields in page]
+            if len(page) < LOG_PAGE:
+                return events
+            after = events[-1].revision
+
+    async def set_cohort(self, cohort: str | None, *, tenant: str, user: str) -> None:
+        """Put a user into a cohort, or in none."""
+        key = UserKeys(tenant=tenant, user=user).user
+        await (self._redis.call("HSET", key, "cohort", cohort) if cohort else self._redis.call("HDEL", key, "cohort"))
+
+    async def cohort(self, *, tenant: str, user: str) -> str | None:
+        cohort = await self._redis.call("HGET", UserKeys(tenant=tenant, user=user).user, "cohort")
+        return cohort.decode() if cohort else None
+
+    async def users(self, *, tenant: str) -> list[str]:
+        """Every user of a tenant that ever gave feedback."""
+        pages = await self._redis.pipeline([("ZRANGE", users_index(b, tenant), 0, -1) for b in range(BUCKETS)])
+        return [user.decode() for page in pages for user in page]
+
+
+def _event_field(fields: dict[bytes, bytes] | list[bytes]) -> bytes:
+    return fields[b"event"] if isinstance(fields, dict) else fields[fields.index(b"event") + 1]
