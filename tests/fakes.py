@@ -1,0 +1,122 @@
+"""Small fakes at our own seams. `FakeVllm` is a real HTTP server, so that the gateway's real client is what is tested."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+MODEL = "smollm2-135m-instruct"
+
+
+class RecordedJobs:
+    """Where the gateway sends consolidations: a list."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    async def consolidate(self, job_id: str) -> None:
+        self.sent.append(job_id)
+
+
+class FakeVllm:
+    """Answers chat completions in vLLM's shapes; what it says is `reply(body)`, what it was asked is in `bodies`."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.adapters: set[str] = set()
+        self.reply: Callable[[dict[str, Any]], str] = lambda body: f"Reply {len(self.bodies)}"
+        self.refuse: tuple[int, dict[str, Any]] | None = None
+        self.piece_seconds = 0.0
+        self.cut_stream_after: int | None = None
+        self.aborted = asyncio.Event()
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_get("/health", self._health)
+        self._runner = web.AppRunner(app, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.bodies[-1]
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        return self._unknown(await request.json()) or web.json_response({"count": 1, "tokens": [1]})
+
+    def _unknown(self, body: dict[str, Any]) -> web.Response | None:
+        if body["model"] == MODEL or body["model"] in self.adapters:
+            return None
+        error = {"message": f"The model `{body['model']}` does not exist.", "type": "NotFoundError", "code": 404}
+        return web.json_response({"error": error}, status=404)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        if self.refuse is not None:
+            status, error = self.refuse
+            return web.json_response({"error": error}, status=status)
+        unknown = self._unknown(body)
+        if unknown is not None:
+            return unknown
+        try:
+            serve = self._stream if body.get("stream") else self._whole
+            return await serve(request, body)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.aborted.set()
+            raise
+
+    def _frame(self, request: web.Request, body: dict[str, Any], kind: str) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{request.headers['X-Request-Id']}",
+            "object": kind,
+            "created": 1,
+            "model": body["model"],
+            "kv_transfer_params": None,
+        }
+
+    async def _whole(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(self.piece_seconds)
+        message = {"role": "assistant", "content": self.reply(body), "refusal": None, "function_call": None}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None, "token_ids": None}
+        usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+        return web.json_response(self._frame(request, body, "chat.completion") | {"choices": [choice], "usage": usage})
+
+    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        frame = self._frame(request, body, "chat.completion.chunk")
+        words = self.reply(body).split(" ")
+        pieces = [words[0], *(f" {word}" for word in words[1:])]
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": p} for p in pieces)]
+        for n, delta in enumerate(deltas):
+            if n == self.cut_stream_after:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+            await asyncio.sleep(self.piece_seconds)
+            finish = "stop" if n == len(deltas) - 1 else None
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            await response.write(b"data: " + web.json_response(frame | {"choices": [choice]}).body + b"\n\n")
+        if body.get("stream_options", {}).get("include_usage"):
+            usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+            await response.write(b"data: " + web.json_response(frame | {"choices": [], "usage": usage}).body + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
