@@ -1,7 +1,7 @@
 """The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import aiohttp
@@ -77,30 +77,19 @@ class VllmEngine:
 
     @asynccontextmanager
     async def _post(self, path: str, body: dict[str, Any], request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        try:
+        with transport_errors():
             async with self._http().post(
                 path, data=orjson.dumps(body), headers={"X-Request-Id": request_id}
             ) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read())
                 yield response
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineUnavailable(
-                f"The inference server can't be reached: {str(error) or type(error).__name__}.",
-                retry_after_seconds=AWAY_RETRY_SECONDS,
-            ) from error
 
     async def ready(self) -> None:
-        try:
+        with transport_errors():
             async with self._http().get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                if response.status == 200:
-                    return
-                problem = f"its health check says {response.status}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            problem = str(error) or type(error).__name__
-        raise EngineUnavailable(
-            f"The inference server is not ready: {problem}.", retry_after_seconds=AWAY_RETRY_SECONDS
-        )
+                if response.status != 200:
+                    raise refusal(max(response.status, 500), await response.read())
 
     async def preload(self, adapter: str) -> None:
         async with self._post("/tokenize", {"model": adapter, "prompt": "x"}, "preload") as response:
@@ -113,12 +102,28 @@ class VllmEngine:
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     buffer = b""
-    async for piece in response.content.iter_any():
+    pieces = response.content.iter_any()
+    while True:
+        # Around the read alone: what the consumer raises is not vLLM's fault.
+        with transport_errors():
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
         *events, buffer = (buffer + piece).split(b"\n\n")
         for event in events:
             yield event
-    if buffer.strip():
-        yield buffer.strip()
+
+
+@contextmanager
+def transport_errors() -> Iterator[None]:
+    """A connection that can't be made, breaks or hangs becomes EngineUnavailable."""
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise EngineUnavailable(
+            f"The inference server can't be reached: {str(error) or type(error).__name__}.",
+            retry_after_seconds=AWAY_RETRY_SECONDS,
+        ) from error
 
 
 def refusal(status: int, body: bytes) -> Exception:
