@@ -6,14 +6,38 @@ the engine dies if they are gone. So the files are deleted only after every requ
 
 import asyncio
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from service.domain.slow_weights import NAME
-from workers.vllm_plugin.guard import Readers
 
 # A client that hangs up ends its request a few turns of the event loop before its abort reaches the engine.
 ABORT_GRACE_SECONDS = 0.5
+
+
+class Readers:
+    """The requests in flight, any of which may hold an adapter that is about to be forgotten."""
+
+    def __init__(self) -> None:
+        self._in_flight: set[asyncio.Event] = set()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A request is in flight inside this block."""
+        ended = asyncio.Event()
+        self._in_flight.add(ended)
+        try:
+            yield
+        finally:
+            self._in_flight.discard(ended)
+            ended.set()
+
+    async def drain(self) -> None:
+        """Wait until every request that is in flight now has ended; later ones don't matter."""
+        for ended in tuple(self._in_flight):
+            await ended.wait()
 
 
 class Adapters:
@@ -24,13 +48,23 @@ class Adapters:
         engine: vLLM's `EngineClient`.
         readers: the requests in flight.
         cache: folder of the local copies.
+        abort_grace_seconds: how long after a request's end the engine may still run it.
     """
 
-    def __init__(self, *, models: Any, engine: Any, readers: Readers, cache: Path) -> None:
+    def __init__(
+        self,
+        *,
+        models: Any,
+        engine: Any,
+        readers: Readers,
+        cache: Path,
+        abort_grace_seconds: float = ABORT_GRACE_SECONDS,
+    ) -> None:
         self._models = models
         self._engine = engine
         self._readers = readers
         self._cache = cache
+        self._abort_grace_seconds = abort_grace_seconds
 
     def names(self) -> list[str]:
         """Names that are served without asking the store again."""
@@ -46,7 +80,7 @@ class Adapters:
         async with lock:
             loaded = self._models.lora_requests.pop(name, None)
         await self._readers.drain()
-        await asyncio.sleep(ABORT_GRACE_SECONDS)
+        await asyncio.sleep(self._abort_grace_seconds)
         async with lock:
             if loaded is not None:
                 # Loaded anew it has another id.

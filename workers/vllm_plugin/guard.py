@@ -4,14 +4,14 @@ vLLM asks for its API key below `/v1` and a few more prefixes only, and offers r
 key, or are known to kill the engine. Here everything is closed that the gateway and the workers don't use.
 """
 
-import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+from workers.vllm_plugin.eviction import Readers
 
 PUBLIC = frozenset({("GET", "/health"), ("GET", "/metrics"), ("GET", "/version")})
 """For probes and Prometheus."""
@@ -26,29 +26,6 @@ KEYED = frozenset(
 )
 OURS = "/fastslow/"
 """Our own routes, with the key."""
-
-
-class Readers:
-    """The requests in flight, any of which may hold an adapter that is about to be forgotten."""
-
-    def __init__(self) -> None:
-        self._in_flight: set[asyncio.Event] = set()
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """A request is in flight inside this block."""
-        ended = asyncio.Event()
-        self._in_flight.add(ended)
-        try:
-            yield
-        finally:
-            self._in_flight.discard(ended)
-            ended.set()
-
-    async def drain(self) -> None:
-        """Wait until every request that is in flight now has ended; later ones don't matter."""
-        for ended in tuple(self._in_flight):
-            await ended.wait()
 
 
 class Guard:

@@ -12,8 +12,8 @@ from vllm import envs
 
 from service.domain.slow_weights import NAME
 from service.settings import Settings
-from workers.vllm_plugin.eviction import Adapters
-from workers.vllm_plugin.guard import Guard, Readers
+from workers.vllm_plugin.eviction import Adapters, Readers
+from workers.vllm_plugin.guard import Guard
 
 logger = logging.getLogger("vllm.fastslow")
 
