@@ -136,10 +136,17 @@ def refusal(status: int, body: bytes) -> Exception:
     if not isinstance(error, dict):
         error = {"message": str(error)}
     message = str(error.get("message") or body[:300].decode(errors="replace") or f"status {status}")
+    if status == 401:
+        return EngineUnavailable(
+            "The inference server refuses this service's key: set FASTSLOW_VLLM_API_KEY to the key that it was started with.",
+            retry_after_seconds=AWAY_RETRY_SECONDS,
+        )
     if status >= 500 or status == 429:
         wait = OVERLOADED_RETRY_SECONDS if status in (429, 503) else AWAY_RETRY_SECONDS
         return EngineUnavailable(f"The inference server can't answer now: {message}", retry_after_seconds=wait)
-    if "maximum context length" in message or "max_model_len" in message:
-        return ContextLengthExceeded(message, param="messages")
     param = error.get("param")
-    return UpstreamRejected(message, status=status, param=param if isinstance(param, str) else None)
+    if param == "input_tokens":
+        return ContextLengthExceeded(message, param="messages")
+    return UpstreamRejected(
+        message, status=status, param=param.removeprefix("body.") if isinstance(param, str) else None
+    )

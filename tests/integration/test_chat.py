@@ -238,6 +238,23 @@ async def test_vllms_own_refusal_is_passed_on(client: httpx.AsyncClient, vllm: F
     assert response.json()["error"]["message"] == "logit_bias is bad"
 
 
+async def test_a_prompt_that_only_vllm_finds_too_long_has_openais_code(
+    client: httpx.AsyncClient, vllm: FakeVllm
+) -> None:
+    vllm.refuse = (400, {"message": "maximum context length is 2048", "param": "input_tokens", "code": 400})
+    response = await client.post("/v1/chat/completions", json=CHAT)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+async def test_a_vllm_that_refuses_our_own_key_is_not_the_clients_fault(
+    client: httpx.AsyncClient, vllm: FakeVllm
+) -> None:
+    vllm.refuse = (401, {"message": "Unauthorized"})
+    response = await client.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 503
+    assert "FASTSLOW_VLLM_API_KEY" in response.json()["error"]["message"]
+
+
 async def test_an_overloaded_vllm_is_a_503_with_retry_after(client: httpx.AsyncClient, vllm: FakeVllm) -> None:
     vllm.refuse = (503, {"message": "queue full"})
     response = await client.post("/v1/chat/completions", json=CHAT)

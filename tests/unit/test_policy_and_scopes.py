@@ -5,8 +5,9 @@ import pickle
 import pytest
 
 from service.domain.policy import decide, is_due
-from service.domain.slow_weights import NAME, Divergence, Margins, Promote, Reject, Scope, TrainReport, version_name
+from service.domain.slow_weights import NAME, Margins, Promote, Reject, Scope, TrainReport, version_name
 from service.errors import ContextLengthExceeded, EngineUnavailable, FastslowError, InvalidRequest, UpstreamRejected
+from tests.factories import divergence, train_report
 
 DUE = {"due_feedbacks": 16, "due_age_seconds": 100.0, "min_feedbacks": 4}
 
@@ -18,40 +19,18 @@ def test_a_scope_is_due_by_enough_feedback_or_by_age(pending: int, age: float, d
     assert is_due(pending=pending, oldest_age_seconds=age, **DUE) is due
 
 
-def divergence(*, upper: float = 0.01, worst: float = 0.05, budget: float = 0.02) -> Divergence:
-    return Divergence(
-        mean_nats=upper / 2, upper95_nats=upper, worst_nats=worst, anchors=48, tokens=1000, budget_nats=budget
-    )
-
-
-def report(*, text: Divergence | None = None, margins: Margins | None = None, scale: float = 1.0) -> TrainReport:
-    return TrainReport(
-        train_examples=12,
-        heldout_examples=4,
-        steps=40,
-        first_loss=1.0,
-        last_loss=0.1,
-        scale=scale,
-        kl_text=text or divergence(),
-        kl_chat=divergence(budget=0.1),
-        margins=margins or Margins(base=0.1, current=0.2, candidate=0.5),
-        seconds=1.0,
-        device="cpu",
-    )
-
-
 def test_a_candidate_within_budget_that_beats_all_is_promoted() -> None:
-    assert isinstance(decide(report()), Promote)
+    assert isinstance(decide(train_report()), Promote)
 
 
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
-        (report(text=divergence(upper=0.021)), "plain-text"),
-        (report(text=divergence(worst=0.21)), "worst anchor"),
-        (report(margins=Margins(base=0.1, current=0.5, candidate=0.5)), "version in use"),
-        (report(margins=Margins(base=0.6, current=0.2, candidate=0.5)), "the base"),
-        (report(scale=0.0), "no scale"),
+        (train_report(text=divergence(upper=0.021)), "plain-text"),
+        (train_report(text=divergence(worst=0.21)), "worst anchor"),
+        (train_report(margins=Margins(base=0.1, current=0.5, candidate=0.5)), "version in use"),
+        (train_report(margins=Margins(base=0.6, current=0.2, candidate=0.5)), "the base"),
+        (train_report(scale=0.0), "no scale"),
     ],
 )
 def test_each_failing_is_a_reason_to_reject(bad: TrainReport, word: str) -> None:

@@ -1,0 +1,92 @@
+"""Domain objects for tests, with only what a test says different from the ordinary."""
+
+from service.domain.fast_weights import apply
+from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
+from service.domain.slow_weights import (
+    AdapterVersion,
+    Divergence,
+    Margins,
+    Promote,
+    Reject,
+    Scope,
+    TrainReport,
+    version_name,
+)
+from service.store import Store
+from tests.fakes import MODEL
+from workers.consolidation.work import Outcome, Work
+
+
+def divergence(*, upper: float = 0.01, worst: float = 0.05, budget: float = 0.02) -> Divergence:
+    return Divergence(
+        mean_nats=upper / 2, upper95_nats=upper, worst_nats=worst, anchors=48, tokens=1000, budget_nats=budget
+    )
+
+
+def train_report(
+    *,
+    text: Divergence | None = None,
+    margins: Margins | None = None,
+    scale: float = 1.0,
+    absorbed: tuple[str, ...] = (),
+) -> TrainReport:
+    return TrainReport(
+        train_examples=12,
+        heldout_examples=4,
+        steps=40,
+        first_loss=1.0,
+        last_loss=0.1,
+        scale=scale,
+        kl_text=text or divergence(),
+        kl_chat=divergence(budget=0.1),
+        margins=margins or Margins(base=0.1, current=0.2, candidate=0.5),
+        absorbed=absorbed,
+        seconds=1.0,
+        device="cpu",
+    )
+
+
+def outcome_of(work: Work, *, content: str = "ab", absorbed: tuple[str, ...] = ()) -> Outcome:
+    """What a consolidation that went well hands back; `content` stands for the weights."""
+    sha256 = (content * 32)[:64]
+    report = train_report(absorbed=absorbed)
+    version = AdapterVersion(
+        name=version_name(work.scope, tenant=work.tenant, number=work.number, content_sha256=sha256),
+        tenant=work.tenant,
+        scope=str(work.scope),
+        number=work.number,
+        parent=work.parent,
+        base_model=MODEL,
+        base_sha256="0" * 64,
+        content_sha256=sha256,
+        created=work.created,
+        job=work.job,
+        watermark={user: log.head for user, log in work.users.items()},
+        report=report,
+    )
+    return Outcome(decision=Promote(), report=report, version=version)
+
+
+def rejected(*reasons: str) -> Outcome:
+    return Outcome(decision=Reject(reasons=reasons), report=train_report())
+
+
+async def give_feedback(store: Store, n: int, *, user: str = "alice", tenant: str = "acme") -> None:
+    """Append the `n`-th feedback of a user's log, a comment on an interaction of its own, as the API would."""
+    interaction = Interaction(
+        id=f"chatcmpl-{user}-{n}",
+        tenant=tenant,
+        user=user,
+        created=0.0,
+        messages=(Message(role="user", content=f"question {n}"),),
+        reply=f"reply {n}",
+        version=VersionTuple(model=MODEL),
+    )
+    await store.users.record(interaction, retention_seconds=1000)
+    signals = Signals(comment=f"rule {n}", correction=f"wanted {n}")
+    event = FeedbackEvent(revision=n, at=float(n), interaction=interaction.model_copy(update={"signals": signals}))
+    state = await store.users.fast_weights(tenant=tenant, user=user)
+    await store.users.append(event, apply(state, event), idempotency_key=None, receipt=b"", idempotency_seconds=60)
+
+
+ALICE = Scope(kind="user", name="alice")
