@@ -33,14 +33,17 @@ redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
 return 1
 """
 
-# Ends a job, and promotes its version in the same step: 'ok' | 'lost': the lease is another's | 'moved': the pointer has moved.
+# Ends a job, and promotes its version in the same step.
+# 'ok' | 'lost': the lease is another's | 'moved': the pointer has moved | 'barred': the same weights were rolled back before.
 FINISH = """#!lua
 local lease, job, open, scope, versions, scopes, audit, shared = unpack(KEYS)
 local token, id, record, ttl, attempted, name, version, number, expected, scope_name, shared_name, entry = unpack(ARGV)
 if redis.call('GET', lease) ~= token then return 'lost' end
 if name ~= '' then
   if (redis.call('HGET', scope, 'active') or 'base') ~= expected then return 'moved' end
-  if redis.call('HEXISTS', scope, 'barred:' .. name) == 1 then return 'barred' end
+  for _, field in ipairs(redis.call('HKEYS', scope)) do
+    if string.sub(field, 1, 7) == 'barred:' and string.sub(field, -12) == string.sub(name, -12) then return 'barred' end
+  end
   redis.call('HSET', versions, name, version)
   redis.call('SADD', scopes, scope_name)
   redis.call('HSET', scope, 'active', name, 'number', number)
@@ -181,7 +184,8 @@ class JobStore:
 
         Returns:
             `lost`: another worker has the lease, nothing was written. `moved`: the version in use is no longer the candidate's
-            parent, nothing was written. `barred`: the very same weights were rolled back before, nothing was written.
+            parent, nothing was written. `barred`: the very same weights (a name ends with their hash) were rolled back before,
+            nothing was written.
         """
         scope = Scope.parse(job.scope)
         keys = ScopeKeys(scope, tenant=job.tenant)

@@ -306,7 +306,8 @@ async def test_weights_that_were_rolled_back_are_not_promoted_again(
     await give_feedback(store, 1)
     first = await run(await opened(store), store, settings, Trainer(vllm))
     await store.scopes.rollback(ALICE, tenant="acme", to=None, actor="admin", reason="worse", now=5.0)
-    same_name = Trainer(vllm, lambda work: outcome_of(work.model_copy(update={"number": 1})))
-    ended = await run(await opened(store), store, settings, same_name)
-    assert ended.version != first.version
-    assert (ended.state, ended.reasons) == ("rejected", ("these very weights were rolled back before",))
+    again = await run(await opened(store), store, settings, Trainer(vllm))
+    other = await run(await opened(store), store, settings, Trainer(vllm, lambda work: outcome_of(work, content="cd")))
+    assert (again.state, again.reasons) == ("rejected", ("these very weights were rolled back before",))
+    assert other.state == "promoted"
+    assert other.version != first.version
