@@ -84,25 +84,21 @@ class Serving:
         messages = [self._neutral(message) for message in conversation]
         degraded: list[str] = []
         state = await self._state(tenant=tenant, user=user, degraded=degraded)
-        adapter, absorbed = BASE, frozenset[str]()
-        if without_adapter:
-            degraded.append(NO_ADAPTER)
-        else:
-            adapter, absorbed = await self._adapter(state, tenant=tenant, degraded=degraded)
-        room, wanted = self._room(messages, max_tokens)
-        context = self.context(state.fast_weights, absorbed=absorbed, room=room)
-        # The reply may use what the context left; a request that names no length gets the default or what there is.
-        limit = max_tokens or max(1, min(wanted, wanted + room - context.tokens))
+        in_use = None if without_adapter else await self.adapter_in_use(state, tenant=tenant)
+        if in_use is None:
+            self._degrade(degraded, NO_ADAPTER)
+        adapter, absorbed = in_use or (BASE, frozenset[str]())
+        room, reply_tokens = self._room(messages, max_tokens)
         return Plan(
             id=interaction_id,
             tenant=tenant,
             user=user,
             messages=messages,
-            context=context,
+            context=self.context(state.fast_weights, absorbed=absorbed, room=room),
             version=VersionTuple(
                 model=self.settings.model_name, adapter=adapter, context_revision=state.fast_weights.revision
             ),
-            max_tokens=limit,
+            max_tokens=max_tokens or reply_tokens,
             degraded=degraded,
         )
 
@@ -115,10 +111,6 @@ class Serving:
         if room is not None:
             budget = min(budget, room)
         return choose(state, absorbed=absorbed, budget_tokens=budget, count=self.tokens.count)
-
-    async def adapter_in_use(self, state: ChatState, *, tenant: str) -> tuple[str, frozenset[str]]:
-        """The version that serves a user and what it has absorbed."""
-        return await self._adapter(state, tenant=tenant, degraded=[])
 
     def upstream_body(self, plan: Plan, sampling: dict[str, Any]) -> dict[str, Any]:
         """The request to vLLM. Nothing of the client's gets into it but `sampling`, which the whitelist picked."""
@@ -138,7 +130,13 @@ class Serving:
         """vLLM could not serve an adapter: the base does for a while."""
         log.error("vLLM can't serve adapter %s, the base serves instead: %s", adapter, error)
         self.metrics.adapter_failures.inc()
-        self._failed[adapter] = time.monotonic() + self.settings.failed_adapter_seconds
+        now = time.monotonic()
+        self._failed = {name: until for name, until in self._failed.items() if until > now}
+        self._failed[adapter] = now + self.settings.failed_adapter_seconds
+
+    def _degrade(self, degraded: list[str], reason: str) -> None:
+        self.metrics.degraded.labels(reason).inc()
+        degraded.append(reason)
 
     async def record(self, plan: Plan, reply: str, finish_reason: str | None) -> bool:
         """Store the interaction so that it can be given feedback; false (and counted) where Redis is away."""
@@ -159,34 +157,34 @@ class Serving:
             await self.store.users.record(interaction, retention_seconds=self.settings.interaction_retention_seconds)
         except StoreUnavailable as error:
             log.warning("interaction %s is not recorded: %s", plan.id, error)
-            plan.degraded.append(NOT_RECORDED)
+            self._degrade(plan.degraded, NOT_RECORDED)
             return False
         return True
 
     async def _state(self, *, tenant: str, user: str | None, degraded: list[str]) -> ChatState:
         if user is None:
-            degraded.append(NO_USER)
+            self._degrade(degraded, NO_USER)
             return ChatState(FastWeights(), None, ())
         try:
             return await self.store.users.chat_state(tenant=tenant, user=user)
         except StoreUnavailable as error:
             log.warning("a chat is served unpersonalized: %s", error)
-            degraded.append(NO_STORE)
+            self._degrade(degraded, NO_STORE)
             return ChatState(FastWeights(), None, ())
 
-    async def _adapter(self, state: ChatState, *, tenant: str, degraded: list[str]) -> tuple[str, frozenset[str]]:
-        for scope, name in state.adapters:
-            if self._failed.get(name, 0.0) > time.monotonic():
-                degraded.append(NO_ADAPTER)
-                return BASE, frozenset()
-            try:
-                version = await self.store.scopes.version(name, scope, tenant=tenant)
-            except (NotFound, StoreUnavailable) as error:
-                log.error("adapter %s of %s has no record, the base serves instead: %s", name, scope, error)
-                degraded.append(NO_ADAPTER)
-                return BASE, frozenset()
-            return name, frozenset(version.report.absorbed)
-        return BASE, frozenset()
+    async def adapter_in_use(self, state: ChatState, *, tenant: str) -> tuple[str, frozenset[str]] | None:
+        """The version that serves a user and what it has absorbed, the base where there is none; None where it can't be served."""
+        if not state.adapters:
+            return BASE, frozenset()
+        scope, name = state.adapters[0]
+        if self._failed.get(name, 0.0) > time.monotonic():
+            return None
+        try:
+            version = await self.store.scopes.version(name, scope, tenant=tenant)
+        except (NotFound, StoreUnavailable) as error:
+            log.error("adapter %s of %s has no record, the base serves instead: %s", name, scope, error)
+            return None
+        return name, frozenset(version.report.absorbed)
 
     def _room(self, messages: list[Message], max_tokens: int | None) -> tuple[int, int]:
         """Tokens left for the context, and tokens set aside for the reply."""

@@ -16,7 +16,7 @@ from service.api.schemas import PASSED_ON, ChatRequest
 from service.domain.feedback import BASE
 from service.engine import DONE
 from service.errors import EngineUnavailable, FastslowError, InvalidRequest, ModelNotFound, UpstreamRejected
-from service.serving import Plan, Serving
+from service.serving import NOT_RECORDED, Plan, Serving
 
 router = APIRouter()
 T = TypeVar("T")
@@ -87,8 +87,6 @@ def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
     serving.metrics.overhead.observe(own_seconds)
     serving.metrics.context_tokens.observe(plan.context.tokens)
     serving.metrics.served.labels("base" if plan.version.adapter == BASE else "adapter").inc()
-    for reason in plan.degraded:
-        serving.metrics.degraded.labels(reason).inc()
     headers = {
         "x-fastslow-adapter": plan.version.adapter,
         "x-fastslow-context-revision": str(plan.version.context_revision),
@@ -150,7 +148,9 @@ async def _relay(
         try:
             async for event in events:
                 if event == DONE:
-                    await serving.record(plan, "".join(pieces), finish_reason)
+                    if plan.user is not None and not await serving.record(plan, "".join(pieces), finish_reason):
+                        # The headers have left; a comment is what server-sent events have for this.
+                        yield f": x-fastslow-degraded: {NOT_RECORDED}\n\n".encode()
                     yield b"data: [DONE]\n\n"
                     serving.metrics.chat.labels("yes").observe(time.perf_counter() - started)
                     return

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 
 from service.api.auth import Caller, authenticated, path_user
 from service.api.schemas import ContextReply, item_views
+from service.domain.feedback import BASE
 from service.serving import Serving
 
 router = APIRouter(prefix="/v1/users")
@@ -17,7 +18,7 @@ async def context(request: Request, user: str, caller: Annotated[Caller, Depends
     serving: Serving = request.app.state.serving
     user = path_user(request, caller, user)
     state = await serving.store.users.chat_state(tenant=caller.tenant, user=user)
-    adapter, absorbed = await serving.adapter_in_use(state, tenant=caller.tenant)
+    adapter, absorbed = await serving.adapter_in_use(state, tenant=caller.tenant) or (BASE, frozenset[str]())
     chosen = serving.context(state.fast_weights, absorbed=absorbed)
     return ContextReply(
         user=user,

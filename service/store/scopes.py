@@ -33,6 +33,10 @@ return {'ok'}
 """
 
 
+# A record is a few kilobytes: some tens of megabytes, read again when there are more.
+CACHED_VERSIONS = 10_000
+
+
 class AuditEntry(Frozen):
     """One move of a scope's pointer."""
 
@@ -90,6 +94,8 @@ class ScopeStore:
             raw = await self._redis.call("HGET", ScopeKeys(scope, tenant=tenant).versions, name)
             if raw is None:
                 raise NotFound(f"{scope} has no adapter version '{name}'.", param="version", code="unknown_version")
+            if len(self._versions) >= CACHED_VERSIONS:
+                self._versions.clear()
             self._versions[name] = AdapterVersion.model_validate_json(raw)
         version = self._versions[name]
         if version.tenant != tenant or version.scope != str(scope):

@@ -245,11 +245,13 @@ async def test_without_redis_chat_is_unpersonalized_and_feedback_is_refused(
         own_server.stop()
 
         response = await client.post("/v1/chat/completions", json=CHAT)
+        streamed = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
         refused = await give(client, interaction, rating=1)
         ready = await client.get("/health/ready")
 
         assert response.status_code == 200
         assert response.headers["x-fastslow-degraded"] == "store-unavailable,interaction-not-recorded"
+        assert ": x-fastslow-degraded: interaction-not-recorded\n\ndata: [DONE]\n\n" in streamed.text
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert ready.status_code == 503
         assert ready.json()["checks"]["vllm"] == "ok"
