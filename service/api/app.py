@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +43,8 @@ def create_app(settings: Settings, *, store: Store, engine: Engine, tokens: Toke
         description="Online personalization for self-hosted LLMs, behind OpenAI's interface.",
         version="0.1.0",
         lifespan=lifespan,
+        # A body without a Content-Type is taken for JSON, as curl's users expect.
+        strict_content_type=False,
     )
     app.state.metrics = Metrics()
     app.state.store = store
@@ -122,20 +125,39 @@ async def _render_error(request: Request, error: Exception) -> JSONResponse:
 async def _render_validation(request: Request, error: Exception) -> JSONResponse:
     """The first bad field, named; 400 for OpenAI's own call and for what is not JSON, 422 for ours."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    errors = error.errors()
+    # Of a field that may be one of several types, the branch that got furthest is the one that was meant.
+    first = max((e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]), key=lambda e: len(e["loc"]))
     if first["type"] == "json_invalid":
         problem = first.get("ctx", {}).get("error", first["msg"])
         return await _render_error(
             request, InvalidRequest(f"The body is not valid JSON: {problem}.", code="invalid_json")
         )
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    param = _field(first["loc"][1:], error.body, missing=first["type"] == "missing") or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a parameter of this call"
+    if not param and first["type"] in ("model_attributes_type", "dict_type", "missing"):
+        message = "The body must be a JSON object"
     where = f"'{param}': " if param else ""
     openai_call = request.url.path == "/v1/chat/completions"
     kind = InvalidRequest if openai_call else InvalidFields
     return await _render_error(request, kind(f"{where}{message}.", param=param, code="invalid_value"))
+
+
+def _field(path: tuple[int | str, ...], body: Any, *, missing: bool) -> str:
+    """The path of a bad field as the client wrote it, without the names that pydantic gives the branches of a union."""
+    parts: list[str] = []
+    value = body
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            if missing and part == path[-1]:
+                parts.append(str(part))
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 async def _render_http(request: Request, error: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ field is an error that names it, because a setting that is silently ignored is a
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from service.domain.fast_weights import Credit, FastWeights
 from service.domain.feedback import RATING_DIGITS, Message
@@ -142,6 +142,24 @@ class PreferenceBody(BaseModel):
         return self
 
 
+def _rating(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return 1.0 if value else -1.0
+    if not isinstance(value, int | float) or not -1 <= value <= 1:
+        raise ValueError("give true or false, or a number from -1 to 1 (null retracts)")
+    return round(float(value), RATING_DIGITS)
+
+
+Rating = Annotated[
+    float,
+    BeforeValidator(_rating),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "number", "minimum": -1, "maximum": 1}]}),
+]
+"""true is 1 and false -1; kept to a thousandth."""
+
+
 class FeedbackRequest(BaseModel):
     """`POST /v1/feedback`. A signal that is left out stays as it was; null retracts it."""
 
@@ -150,22 +168,11 @@ class FeedbackRequest(BaseModel):
     interaction_id: Id
     """The completion's `id`."""
     user: Id | None = None
-    rating: StrictBool | StrictInt | StrictFloat | None = None
-    """true or false, or a number in [-1, 1]."""
+    rating: Rating | None = None
     comment: str | None = None
     correction: str | None = None
     """The reply that was wanted."""
     preference: PreferenceBody | None = None
-
-    @field_validator("rating")
-    @classmethod
-    def _as_number(cls, rating: float | None) -> float | None:
-        if rating is None:
-            return None
-        number = (1.0 if rating else -1.0) if isinstance(rating, bool) else float(rating)
-        if not -1 <= number <= 1:
-            raise ValueError("give true or false, or a number from -1 to 1")
-        return round(number, RATING_DIGITS)
 
     @field_validator("comment", "correction")
     @classmethod

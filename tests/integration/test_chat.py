@@ -161,7 +161,14 @@ BAD_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"messages": []}, 400, "messages"),
     ({"messages": [{"role": "user", "content": "  "}]}, 400, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, None),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        400,
+        "messages.0.content.0.type",
+    ),
+    ({"messages": [{"role": "user", "content": 7}]}, 400, "messages.0.content"),
+    ({"messages": [{"content": "x"}]}, 400, "messages.0.role"),
+    ({"stop": {"a": 1}}, 400, "stop"),
     ({"messages": "hello"}, 400, "messages"),
     ({"messages": [{"role": "user", "content": "x"}] * 300}, 400, "messages"),
     ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "messages"),
@@ -191,6 +198,17 @@ async def test_a_prompt_longer_than_the_window_has_openais_code(client: httpx.As
         "/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": "word " * 3000}]}
     )
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_json_without_a_content_type_is_taken_for_json(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/chat/completions", content=json.dumps(CHAT))).status_code == 200
+
+
+@pytest.mark.parametrize("raw", ["", "[]", "null", "7"])
+async def test_a_body_that_is_no_object_is_a_400_that_says_so(client: httpx.AsyncClient, raw: str) -> None:
+    response = await client.post("/v1/chat/completions", content=raw)
+    assert response.status_code == 400
+    assert "The body must be a JSON object" in response.json()["error"]["message"]
 
 
 async def test_malformed_json_is_a_400_that_says_so(client: httpx.AsyncClient) -> None:

@@ -99,7 +99,7 @@ async def test_malformed_feedback_is_a_422_that_names_the_field(
 ) -> None:
     response = await give(client, await chat(client), **body)
     assert response.status_code == 422
-    assert (response.json()["error"]["param"] or "").startswith(param)
+    assert (response.json()["error"]["param"] or "") == param
     assert await items(client) == []
 
 
