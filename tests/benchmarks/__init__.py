@@ -1,0 +1,1 @@
+"""What the service costs: `python -m tests.benchmarks.gateway` and `python -m tests.benchmarks.feedback` (docs/benchmarks.md)."""

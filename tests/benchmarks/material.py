@@ -1,0 +1,106 @@
+"""What the users of the benchmarks say, and calls of the API one at a time, for setting up and for checking."""
+
+import http.client
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tests.benchmarks.load import http_request
+from tests.benchmarks.mock_vllm import MODEL
+
+COMMENTS = (
+    "Keep it under three sentences.",
+    "Name the street or the bridge, never just left and right.",
+    "I am on foot and have a pram with me, so no stairs please.",
+    "Give distances in metres.",
+    "Don't apologise and don't ask whether that helps.",
+)
+QUESTIONS = (
+    "How do I get from the market to the harbour?",
+    "Where can I buy a ticket for the ferry?",
+    "Which tram goes to the hospital on a Sunday?",
+    "Is there a pharmacy near the town hall that is open late?",
+    "What is the quickest way to the swimming pool?",
+)
+WANTED = (
+    "Down Mill Street, 400 metres, then over Swan Bridge: the harbour is in front of you.",
+    "At the kiosk on Pier 2, 150 metres from the fish market; it opens at six.",
+    "Tram 4 from Cathedral Square, every 20 minutes; the stop at the hospital has a ramp.",
+    "The one in Weaver Lane, 250 metres from the town hall, is open until ten.",
+    "Along Canal Street for 600 metres, then right into Bath Lane; the door without stairs is at the back.",
+)
+SYSTEM = (
+    "You are the guide of a small town. You know its streets, trams, shops and offices, and answer what visitors ask."
+)
+COUNTER = b"00000000"
+
+
+def headers(key: str, user: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", "X-User-ID": user, "Content-Type": "application/json"}
+
+
+def conversation(question: str) -> list[dict[str, str]]:
+    """A system text, one turn that went before, and the question."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "Good morning! We have just got off the train and don't know our way about."},
+        {
+            "role": "assistant",
+            "content": "Good morning, and welcome. The tourist office is in the station's left wing.",
+        },
+        {"role": "user", "content": question},
+    ]
+
+
+def chat_requests(key: str, user: str, numbers: Iterator[int], *, stream: bool) -> Iterator[bytes]:
+    """Chats without end, prebuilt but for a number in the last message: its tokens are counted anew each time, as in life."""
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "messages": conversation(f"{QUESTIONS[0]} I have ticket {COUNTER.decode()}."),
+    }
+    body |= {"max_tokens": 64, "temperature": 0.7} | ({"stream": True} if stream else {})
+    encoded = json.dumps(body, separators=(",", ":")).encode()
+    before, after = http_request("POST", "/v1/chat/completions", headers(key, user), encoded).split(COUNTER)
+    return (b"%b%08d%b" % (before, n, after) for n in numbers)
+
+
+class Caller:
+    """The API, one call at a time."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self._port = port
+        self._key = key
+
+    def call(
+        self, method: str, path: str, user: str, body: object = None
+    ) -> tuple[dict[str, Any], http.client.HTTPMessage]:
+        """The reply and its headers; anything but 200 is an error."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, headers(self._key, user))
+            reply = connection.getresponse()
+            content = reply.read()
+        finally:
+            connection.close()
+        if reply.status != 200:
+            raise RuntimeError(f"{method} {path}: {reply.status} {content!r}")
+        return json.loads(content), reply.headers
+
+    def chat(self, user: str, question: str) -> tuple[dict[str, Any], http.client.HTTPMessage]:
+        return self.call("POST", "/v1/chat/completions", user, {"model": MODEL, "messages": conversation(question)})
+
+    def teach(self, user: str) -> int:
+        """Give the user a context of all comments and corrections above; its size in tokens."""
+        for comment, question, wanted in zip(COMMENTS, QUESTIONS, WANTED, strict=True):
+            reply, _ = self.chat(user, question)
+            said = {"interaction_id": reply["id"], "comment": comment, "correction": wanted, "rating": 0.5}
+            self.call("POST", "/v1/feedback", user, said)
+        context, _ = self.call("GET", f"/v1/users/{user}/context", user)
+        assert sum(item["in_context"] for item in context["items"]) == len(COMMENTS) + len(WANTED), context
+        return int(context["tokens"])
+
+
+def numbers() -> Iterator[int]:
+    """Eight digits each."""
+    return itertools.count(10_000_000)

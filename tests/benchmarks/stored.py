@@ -1,0 +1,172 @@
+"""Users' worth of stored data, written quickly and yet exactly as the service writes it.
+
+The service's own store writes one user's data onto a tape instead of to Redis. The commands on the tape, already in the wire's format,
+are then sent for any number of users with the names exchanged: all that names a user has the same width for every user.
+"""
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterable, Sequence
+
+import hiredis
+from redis import Redis
+
+from service.domain.fast_weights import FastWeights, apply
+from service.domain.feedback import FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
+from service.store.connection import Connection
+from service.store.keys import UserKeys
+from service.store.users import UserStore
+from tests.benchmarks.material import COMMENTS, QUESTIONS, WANTED, conversation
+from tests.benchmarks.mock_vllm import MODEL, TEXT
+
+TENANT = "default"
+TEMPLATE_USER = "u0000000"
+HISTORY = (
+    Signals(rating=1.0, comment=COMMENTS[0]),
+    Signals(correction=WANTED[1]),
+    Signals(rating=-1.0),
+    Signals(preference=Preference(other=WANTED[3], better="other")),
+)
+"""The feedback of a stored user."""
+SILENT = 2
+"""Interactions that a stored user gave no feedback on."""
+RETENTION_SECONDS = 30 * 86400
+SEND_BYTES = 2**21
+
+
+def user_name(n: int) -> str:
+    return f"u{n:07d}"
+
+
+def interaction_id(user: str, n: int) -> str:
+    """As wide as a real completion's id."""
+    return f"chatcmpl-{user}{n:024x}"
+
+
+class Tape(Connection):
+    """A connection that keeps its commands in the wire's format and sends nothing."""
+
+    def __init__(self) -> None:
+        self.packed = b""
+        self.commands = 0
+        self.scripts: set[str] = set()
+
+    async def call(self, *command: str | bytes | int | float) -> None:
+        self.packed += hiredis.pack_command(tuple(c if isinstance(c, bytes) else str(c) for c in command))
+        self.commands += 1
+
+    async def script(self, source: str, keys: Sequence[str], *args: str | bytes | int | float) -> list[bytes]:
+        self.scripts.add(source)
+        await self.call("EVALSHA", hashlib.sha1(source.encode()).hexdigest(), len(keys), *keys, *args)
+        return [b"ok"]
+
+
+class Template:
+    """One user's data on a tape, to be copied to other users."""
+
+    def __init__(self, tape: Tape, interactions: Sequence[int]) -> None:
+        self.tape = tape
+        self._interactions = interactions
+        self._names = self._named(TEMPLATE_USER)
+
+    def copied_to(self, user: str) -> bytes:
+        """The tape's commands with `user` in place of the template's."""
+        packed = self.tape.packed
+        for old, new in zip(self._names, self._named(user), strict=True):
+            packed = packed.replace(old, new)
+        return packed
+
+    def _named(self, user: str) -> list[bytes]:
+        """All that is named after a user, the same kinds in the same order for each: bucket, ids of keys, the user's own id."""
+        keys = UserKeys(tenant=TENANT, user=user)
+        bucket, _, owner = keys.log.partition("log:")
+        digests = [keys.interaction(interaction_id(user, n)).rpartition(":")[2] for n in self._interactions]
+        return [name.encode() for name in (bucket, owner, *digests, user)]
+
+
+async def stored_user(now: float) -> tuple[Template, FastWeights]:
+    """A user with `HISTORY` and some interactions without feedback; and the fast weights that follow."""
+    tape, state = Tape(), FastWeights()
+    users = UserStore(tape, state_cache_seconds=RETENTION_SECONDS)
+    for n, signals in enumerate(HISTORY):
+        interaction = _interaction(n, now, state)
+        await users.record(interaction, retention_seconds=RETENTION_SECONDS)
+        event = FeedbackEvent(
+            revision=n + 1, at=now + n, interaction=interaction.model_copy(update={"signals": signals})
+        )
+        state = apply(state, event)
+        await users.append(event, state, idempotency_key=None, receipt=b"", idempotency_seconds=60)
+    interactions = range(len(HISTORY) + SILENT)
+    for n in interactions[len(HISTORY) :]:
+        await users.record(_interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
+    return Template(tape, interactions), state
+
+
+async def fresh_interactions(numbers: Sequence[int], now: float, state: FastWeights) -> Template:
+    """Interactions of a stored user that have no feedback yet."""
+    tape = Tape()
+    users = UserStore(tape, state_cache_seconds=RETENTION_SECONDS)
+    for n in numbers:
+        await users.record(_interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
+    return Template(tape, numbers)
+
+
+async def forgotten(user: str) -> bytes:
+    """The command that takes away a user's log and state, so that the stored ones can be written again."""
+    tape, keys = Tape(), UserKeys(tenant=TENANT, user=user)
+    await tape.call("DEL", keys.log, keys.state)
+    return tape.packed
+
+
+def _interaction(n: int, now: float, state: FastWeights) -> Interaction:
+    question = f"{QUESTIONS[n % len(QUESTIONS)]} I have ticket {n:08d}."
+    return Interaction(
+        id=interaction_id(TEMPLATE_USER, n),
+        tenant=TENANT,
+        user=TEMPLATE_USER,
+        created=now,
+        messages=tuple(Message.model_validate(m) for m in conversation(question)),
+        reply=TEXT,
+        finish_reason="stop",
+        version=VersionTuple(model=MODEL, context_revision=state.revision),
+        items=(*state.guidelines, *state.exemplars),
+    )
+
+
+class Wire:
+    """Sends packed commands and waits for as many replies."""
+
+    def __init__(self, port: int, scripts: Iterable[str]) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._reader = hiredis.Reader()
+        for script in scripts:
+            self.send(hiredis.pack_command(("SCRIPT", "LOAD", script)), 1)
+
+    def send(self, packed: bytes, commands: int) -> None:
+        """Raises hiredis.ReplyError if a command is refused."""
+        self._socket.sendall(packed)
+        while commands:
+            reply = self._reader.gets()
+            if reply is False:
+                self._reader.feed(self._socket.recv(SEND_BYTES))
+                continue
+            if isinstance(reply, hiredis.ReplyError):
+                raise reply
+            if isinstance(reply, list) and reply != [b"ok"]:
+                raise RuntimeError(f"the store's script answered {reply}")
+            commands -= 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def turn_append_only(redis: "Redis[bytes]", *, on: bool) -> None:
+    """Off while filling, as nothing is measured then; on, and until the file holds all that is there."""
+    redis.config_set("appendonly", "yes" if on else "no")
+    while on:
+        info = redis.info("persistence")
+        if info["aof_enabled"] and not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]:
+            assert info["aof_last_bgrewrite_status"] == "ok", info
+            return
+        time.sleep(0.05)
