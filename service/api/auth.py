@@ -77,19 +77,19 @@ def _key_caller(key: ApiKey) -> Caller:
     return Caller(tenant=key.tenant, role=key.role, label=f"{key.role} …{key.key[-4:]}")
 
 
-def authenticated(request: Request) -> Caller:
+async def authenticated(request: Request) -> Caller:
     """FastAPI dependency: any valid caller."""
     authenticator: Authenticator = request.app.state.authenticator
     return authenticator.caller(request)
 
 
-def admin(request: Request) -> Caller:
+async def admin(request: Request) -> Caller:
     """FastAPI dependency: a caller with an admin's key.
 
     Raises:
         PermissionDenied: the key is a client's.
     """
-    caller = authenticated(request)
+    caller = await authenticated(request)
     if caller.role != "admin":
         raise PermissionDenied("This call needs an admin's key.")
     return caller
