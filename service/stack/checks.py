@@ -27,7 +27,7 @@ class StackProblem(FastslowError):
 
 
 @contextmanager
-def data_folder(data_dir: Path) -> Iterator[None]:
+def data_folder(data_dir: Path, *, needed_bytes: int = NEEDED_BYTES) -> Iterator[None]:
     """Make the data folder and hold its lock.
 
     Raises:
@@ -40,10 +40,10 @@ def data_folder(data_dir: Path) -> Iterator[None]:
         lock = (data_dir / "run" / "up.lock").open("a+")
     except OSError as error:
         raise StackProblem(folder_problem(data_dir, error)) from error
-    if free < NEEDED_BYTES:
+    if free < needed_bytes:
         lock.close()
         raise StackProblem(
-            f"The disk of the data folder {data_dir} is full: {free / 1e6:.0f} MB are free and {NEEDED_BYTES / 1e6:.0f} MB are "
+            f"The disk of the data folder {data_dir} is full: {free / 1e6:.0f} MB are free and {needed_bytes / 1e6:.0f} MB are "
             "needed. Free some, or choose another folder with --data-dir or FASTSLOW_DATA_DIR."
         )
     with lock:

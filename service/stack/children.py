@@ -80,18 +80,18 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
         *found,
         Child(
             "worker",
-            "The worker",
+            "the worker",
             (*worker, "-n", "local@%h", "--loglevel", "INFO"),
             log_says(logs / "worker.log", " ready."),
             env,
             stop_seconds=WORKER_STOP_SECONDS,
         ),
         Child(
-            "beat", "The scheduler", (*beat, "--loglevel", "INFO"), log_says(logs / "beat.log", "beat: Starting"), env
+            "beat", "the scheduler", (*beat, "--loglevel", "INFO"), log_says(logs / "beat.log", "beat: Starting"), env
         ),
         Child(
             "gateway",
-            "The gateway",
+            "the gateway",
             (*python, *gateway_command(full)),
             http_ok(f"{address(full)}/health/ready"),
             env,
@@ -131,5 +131,7 @@ def redis_argv(settings: Settings) -> tuple[str, ...]:
         "appendfsync": "everysec",
         # The append-only file is all; snapshots beside it would only cost.
         "save": "",
+        # A title would be written over its environment, and with it over the mark.
+        "set-proc-title": "no",
     }
     return (str(get_binary_path()), *(text for name, value in options.items() for text in (f"--{name}", str(value))))

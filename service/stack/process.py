@@ -13,8 +13,8 @@ import psutil
 
 from service.stack.probes import Probe
 
-# Once a leader has ended, those of its group have had the same signal; what is left is stuck.
-GROUP_SECONDS = 2.0
+# A killed process is gone in milliseconds, unless it hangs in the kernel.
+GONE_SECONDS = 2.0
 TAIL_LINES = 15
 TAIL_BYTES = 16384
 
@@ -64,6 +64,8 @@ class Started:
             self._end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             self._signal(signal.SIGKILL)
             self._pid_file.unlink(missing_ok=True)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_group_gone(self.pid), GONE_SECONDS)
         return self._end
 
     async def stop(self, seconds: float) -> None:
@@ -74,7 +76,6 @@ class Started:
             self._process.terminate()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), seconds)
-            await asyncio.wait_for(_group_gone(self.pid), min(seconds, GROUP_SECONDS))
         self._signal(signal.SIGKILL)
         await self.wait()
 
@@ -91,12 +92,16 @@ class Started:
 
 
 async def _group_gone(group: int) -> None:
-    while True:
-        try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return
-        await asyncio.sleep(0.05)
+    # No event tells of a process that is not our own child.
+    while any(_lives_in(process, group) for process in psutil.process_iter()):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+def _lives_in(process: psutil.Process, group: int) -> bool:
+    # A zombie waits for nothing but its parent, which may be a container's first process that never looks.
+    with suppress(psutil.Error, OSError):
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 async def start(child: Child, *, log_dir: Path, run_dir: Path) -> Started:

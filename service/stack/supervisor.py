@@ -65,8 +65,8 @@ class Supervisor:
                 started = await self._launch(child)
                 missing = await self._until_ready(started)
             if missing:
-                raise self._failed(started, f"{child.title} did not start: {missing}.")
-            self._terminal.say(f"{child.title} is ready after {time.monotonic() - began:.0f} s.")
+                raise self._failed(started, f"{_first(child)} did not start: {missing}.")
+            self._terminal.say(f"{_first(child)} is ready after {time.monotonic() - began:.0f} s.")
 
     async def watch(self) -> None:
         """Restart whatever dies, for ever.
@@ -97,7 +97,7 @@ class Supervisor:
                     stopping.cancel()
                     stopping = asyncio.create_task(started.stop(0))
                 await stopping
-            self._terminal.say(f"{child.title} has stopped.")
+            self._terminal.say(f"{_first(child)} has stopped.")
 
     def hurry(self) -> None:
         """From now on kill instead of asking."""
@@ -129,20 +129,25 @@ class Supervisor:
             how = await started.wait()
             deaths = 1 if time.monotonic() - ready_since > self._policy.steady_seconds else deaths + 1
             if deaths >= self._policy.deaths:
-                raise self._failed(started, f"{child.title} died {deaths} times in quick succession ({how}).")
+                raise self._failed(started, f"{_first(child)} died {deaths} times in quick succession ({how}).")
             pause = self._policy.pause(deaths)
-            self._terminal.say(f"{child.title} died ({how}); starting it again in {pause:.1f} s.")
+            self._terminal.say(f"{_first(child)} died ({how}); starting it again in {pause:.1f} s.")
             await asyncio.sleep(pause)
             started = await self._launch(child)
             missing = await self._until_ready(started)
             ready_since = time.monotonic()
             if not missing:
-                self._terminal.say(f"{child.title} is back.")
+                self._terminal.say(f"{_first(child)} is back.")
             elif not started.ended:
-                self._terminal.say(f"{child.title} is {missing}.")
+                self._terminal.say(f"{_first(child)} is {missing}.")
                 await started.stop(child.stop_seconds)
 
     def _failed(self, started: Started, what: str) -> ChildFailed:
         lines = started.tail()
         log = self._log_dir / f"{started.child.name}.log"
         return ChildFailed(f"{what} The last lines of {log}:\n{lines}" if lines else f"{what} Its log {log} is empty.")
+
+
+def _first(child: Child) -> str:
+    """The title as a sentence begins with it (vLLM keeps its small letter)."""
+    return child.title if child.title.startswith("vLLM") else child.title[0].upper() + child.title[1:]

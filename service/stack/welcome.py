@@ -31,9 +31,9 @@ Fastslow is ready at {url}/v1
 REPLY=$({head}/v1/chat/completions {who} {send} '{body}'); printf '%s\\n' "$REPLY"
 
 2. Say what the reply should have been:
-{head}/v1/feedback {who} {send} '{before}'"{find_id}"'{after}'
+{head}/v1/feedback {who} {send} '{before}'"{find_id}"'{after}'; echo
 
 3. See what Fastslow has learnt of her, and chat again:
-{head}/v1/users/ada/context {who}
+{head}/v1/users/ada/context {who}; echo
 
 Ctrl-C stops everything."""
