@@ -1,6 +1,7 @@
 """Shared fixtures: a real Redis server, the default model, a gateway over both with a small fake of vLLM behind it."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -107,9 +108,9 @@ def jobs() -> RecordedJobs:
     return RecordedJobs()
 
 
-@pytest.fixture
-async def client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the whole gateway, with the client key of tenant acme and user alice."""
+@asynccontextmanager
+async def gateway_client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a whole gateway, with the client key of tenant acme and user alice."""
     app = create_app(
         settings, store=open_store(settings), engine=VllmEngine(settings), tokens=tokens, keys=KEYS, jobs=jobs
     )
@@ -118,6 +119,19 @@ async def client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> Asyn
         headers = {"Authorization": f"Bearer {CLIENT_KEY}", "X-User-ID": "alice"}
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as http:
             yield http
+
+
+@pytest.fixture
+async def client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
+    async with gateway_client(settings, tokens, jobs) as http:
+        yield http
+
+
+@pytest.fixture
+async def second_client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of another gateway, which shares nothing with the first but Redis and vLLM."""
+    async with gateway_client(settings, tokens, jobs) as http:
+        yield http
 
 
 @pytest.fixture

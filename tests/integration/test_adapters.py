@@ -1,6 +1,8 @@
 """Serving adapter versions and moving between them, through the HTTP interface."""
 
+import asyncio
 import itertools
+import json
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from service.store import Store
 from tests.conftest import OTHER_TENANT_KEY
 from tests.factories import ALICE, outcome_of
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
+from tests.waiting import until
 from workers.consolidation.work import OnProgress, Outcome, Work
 from workers.runner import run_job
 
@@ -94,6 +97,52 @@ async def test_a_rollback_is_in_force_for_the_next_request_and_brings_the_items_
     assert (moved.json()["from_version"], moved.json()["to_version"]) == (second.name, first.name)
     assert response.headers["x-fastslow-adapter"] == first.name
     assert "Be brief." in rendered(vllm)
+
+
+async def test_a_rollback_through_one_gateway_is_in_force_on_every_other(
+    client: httpx.AsyncClient,
+    second_client: httpx.AsyncClient,
+    as_admin: dict[str, str],
+    store: Store,
+    settings: Settings,
+    vllm: FakeVllm,
+) -> None:
+    await teach(client, "Be brief.")
+    version = await consolidate(store, settings, vllm, content="ab")
+    before = await second_client.post("/v1/chat/completions", json=CHAT)
+    await client.post("/v1/admin/scopes/user:alice/rollback", json={"reason": "r"}, headers=as_admin)
+    after = await second_client.post("/v1/chat/completions", json=CHAT)
+    assert [r.headers["x-fastslow-adapter"] for r in (before, after)] == [version.name, "base"]
+
+
+async def test_a_stream_in_flight_finishes_on_the_version_that_it_began_with(
+    client: httpx.AsyncClient, as_admin: dict[str, str], store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    await teach(client, "Be brief.")
+    version = await consolidate(store, settings, vllm, content="ab")
+    vllm.reply = lambda _: "one two three four five"
+    vllm.piece_seconds = 0.05
+    asked = len(vllm.bodies)
+    stream = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT | {"stream": True}))
+
+    async def begun() -> bool:
+        return len(vllm.bodies) > asked
+
+    await until(begun, seconds=5, every=0.005)
+    moved = await client.post("/v1/admin/scopes/user:alice/rollback", json={"reason": "r"}, headers=as_admin)
+    assert not stream.done()
+    response = await stream
+    after = await client.post("/v1/chat/completions", json=CHAT)
+
+    assert moved.status_code == 200
+    chunks = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n")[:-2]]
+    assert "".join(c["choices"][0]["delta"]["content"] for c in chunks) == "one two three four five"
+    inputs = await store.users.feedback_inputs(
+        chunks[0]["id"], tenant="acme", user="alice", other_id=None, idempotency_key=None
+    )
+    assert inputs.interaction is not None
+    assert inputs.interaction.version.adapter == version.name
+    assert after.headers["x-fastslow-adapter"] == "base"
 
 
 async def test_rolling_back_to_the_base_makes_the_feedback_due_again(
