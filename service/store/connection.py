@@ -1,5 +1,6 @@
 """The connection to Redis: one client per process, bounded waits, one place that turns Redis's errors into ours."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +22,11 @@ class Connection:
     """A Redis client whose failures are `StoreUnavailable`."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        # One timer for a whole call: redis-py's own socket_timeout costs a task for each write and a timer for each reply.
+        self._timeout_seconds = timeout_seconds
         self._redis: Redis = Redis.from_url(
             url,
-            socket_timeout=timeout_seconds,
+            socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
             retry=Retry(ConstantBackoff(RECONNECT_SECONDS), RECONNECTS),
             max_connections=4096,
@@ -35,8 +38,9 @@ class Connection:
     async def call(self, *command: str | bytes | int | float) -> Any:
         """One command."""
         with store_errors():
-            # redis-py leaves this one method unannotated.
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeout_seconds):
+                # redis-py leaves this one method unannotated.
+                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def pipeline(
         self, commands: Sequence[Sequence[str | bytes | int | float]], *, atomic: bool = False
@@ -46,13 +50,15 @@ class Connection:
             pipe: Pipeline = self._redis.pipeline(transaction=atomic)
             for command in commands:
                 pipe.execute_command(*command)
-            replies: list[Any] = await pipe.execute()
-            return replies
+            async with asyncio.timeout(self._timeout_seconds):
+                replies: list[Any] = await pipe.execute()
+                return replies
 
     async def script(self, source: str, keys: Sequence[str], *args: str | bytes | int | float) -> Any:
         """Run a Lua script (by its hash where the server knows it)."""
         with store_errors():
-            return await self._redis.register_script(source)(keys=list(keys), args=list(args))
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self._redis.register_script(source)(keys=list(keys), args=list(args))
 
     async def append_only(self) -> bool:
         """Whether the server writes an append-only file, without which an acknowledgement is worth little."""
@@ -72,4 +78,4 @@ def store_errors() -> Iterator[None]:
     except AuthenticationError as error:
         raise StoreUnavailable(f"Redis refuses the credentials: {error}", retry_after_seconds=30) from error
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis can't be used now: {error or type(error).__name__}") from error
+        raise StoreUnavailable(f"Redis can't be used now: {str(error) or type(error).__name__}") from error
