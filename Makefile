@@ -35,10 +35,10 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed and '$(PYTHON)' is none: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV)..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the packages of constraints.txt (a few minutes and 3.6 GB the first time)..."
-	@$(BIN)/python -m pip install --quiet --no-deps -r constraints.txt || { \
+	@$(BIN)/python -m pip install -qq --no-deps -r constraints.txt || { \
 		echo "pip's configured sources don't have them all; trying again with PyTorch's index..."; \
-		$(BIN)/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -r constraints.txt; }
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+		$(BIN)/python -m pip install -qq --no-deps --extra-index-url $(TORCH_INDEX) -r constraints.txt; }
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
 model: $(STAMP)

