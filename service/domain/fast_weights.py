@@ -174,9 +174,12 @@ def _support(items: dict[str, ItemT], interaction_id: str, wanted: ItemT | None)
 
 
 def _credit(credits: dict[str, Credit], interaction: Interaction, *, before: float) -> dict[str, Credit]:
+    rating = interaction.signals.rating or 0.0
+    if rating == before:
+        return credits
     after = dict(credits)
     for name in interaction.items:
-        credit = after.pop(name, Credit()).moved(before, interaction.signals.rating or 0.0)
+        credit = after.pop(name, Credit()).moved(before, rating)
         if credit != Credit():
             after[name] = credit
     return after
