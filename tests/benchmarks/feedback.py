@@ -106,7 +106,7 @@ def fill(side: Side, progress: Progress) -> None:
             packed = b"".join(history.copied_to(stored.user_name(n)) for n in users)
             side.wire.send(packed, history.tape.commands * len(users))
             progress.advance(task, len(users))
-        progress.update(task, description="writing the append-only file")
+        progress.update(task, description=f"{side.users} users' append-only file")
         stored.turn_append_only(redis, on=True)
     check_stored(side)
 
@@ -162,19 +162,19 @@ async def measure(sides: list[Side], *, repeats: int, progress: Progress) -> Non
         progress.advance(task, repeat >= 0)
 
 
-def started(stack: ExitStack, runner: asyncio.Runner, cores: processes.Cores, folder: Path, *, users: int) -> Side:
+def start(stack: ExitStack, runner: asyncio.Runner, cores: processes.Cores, folder: Path, *, users: int) -> Side:
     """The processes of one side, nothing stored yet."""
     folder.mkdir()
     keys = ensure_keys(folder / "keys.json")
     server = stack.enter_context(processes.valkey(folder / "valkey"))
     # No chat is asked for, so nothing has to be there as vLLM.
-    port = stack.enter_context(
+    gateway = stack.enter_context(
         processes.gateway(folder, cores=cores.service, redis_port=server.port, vllm_port=processes.free_port())
     )
     material = runner.run(Material.made(keys.first("client")))
     wire = stored.Wire(server.port, material.history.tape.scripts)
     stack.callback(wire.close)
-    return Side(users, port, server.port, keys.first("client"), wire, material)
+    return Side(users, gateway.port, server.port, keys.first("client"), wire, material)
 
 
 def table(sides: list[Side]) -> Table:
@@ -227,7 +227,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastslow-bench-")))
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         sides = [
-            started(stack, runner, cores, folder / name, users=users)
+            start(stack, runner, cores, folder / name, users=users)
             for name, users in (("few", FEW), ("many", options.users))
         ]
         with Progress(*columns, console=console) as progress:

