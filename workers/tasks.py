@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from workers.consolidation.base import Base
 
 
+# A worker reads whole logs and asks every bucket, and nobody waits for it as for a chat.
+PATIENT = settings.model_copy(update={"redis_timeout_seconds": 30.0})
+
+
 @app.task(name=SWEEP)
 def sweep() -> None:
     """Find due scopes and dead workers' jobs, and queue them."""
 
     async def run() -> None:
-        store = open_store(settings)
+        store = open_store(PATIENT)
         try:
             await run_sweep(store, CeleryJobs(settings), settings, now=time.time(), unique=lambda: uuid.uuid4().hex)
         finally:
@@ -37,7 +41,7 @@ def consolidate(job_id: str) -> None:
     """Do one consolidation job to its end."""
 
     async def run() -> None:
-        store, engine = open_store(settings), VllmEngine(settings)
+        store, engine = open_store(PATIENT), VllmEngine(settings)
         try:
             await run_job(job_id, store=store, engine=engine, settings=settings, consolidate=_consolidate)
         finally:

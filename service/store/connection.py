@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from redis.commands.core import AsyncScript
 from redis.exceptions import AuthenticationError, RedisError
 
 from service.errors import StoreUnavailable
@@ -24,6 +25,7 @@ class Connection:
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         # One timer for a whole call: redis-py's own socket_timeout costs a task for each write and a timer for each reply.
         self._timeout_seconds = timeout_seconds
+        self._scripts: dict[str, AsyncScript] = {}
         self._redis: Redis = Redis.from_url(
             url,
             socket_timeout=None,
@@ -56,9 +58,10 @@ class Connection:
 
     async def script(self, source: str, keys: Sequence[str], *args: str | bytes | int | float) -> Any:
         """Run a Lua script (by its hash where the server knows it)."""
+        script = self._scripts.get(source) or self._scripts.setdefault(source, self._redis.register_script(source))
         with store_errors():
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._redis.register_script(source)(keys=list(keys), args=list(args))
+                return await script(keys=list(keys), args=list(args))
 
     async def append_only(self) -> bool:
         """Whether the server writes an append-only file, without which an acknowledgement is worth little."""
