@@ -58,7 +58,7 @@ e2e: $(STAMP) model
 	$(BIN)/pytest tests/e2e
 
 lock: $(STAMP)
-	$(BIN)/python deploy/lock.py --extra-index-url $(TORCH_INDEX)
+	$(BIN)/python deploy/lock.py --fallback-index-url $(TORCH_INDEX)
 
 bench-gateway: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.gateway

@@ -1,6 +1,6 @@
 """`make lock`: pins every package of a full installation in constraints.txt, by pip's own resolver and without installing any.
 
-python deploy/lock.py [--extra-index-url URL]
+python deploy/lock.py [--fallback-index-url URL]
 """
 
 import argparse
@@ -23,14 +23,15 @@ HEADER = """\
 """
 
 
-def resolve(extra_index_url: str | None) -> dict[str, Any]:
-    """pip's report of what it would install into an empty environment."""
+def resolve(fallback_index_url: str | None) -> dict[str, Any]:
+    """pip's report of what it would install into an empty environment, from its configured sources, or else with one more index."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--report", str(report)]
-        if extra_index_url:
-            command += ["--extra-index-url", extra_index_url]
-        subprocess.run([*command, f"{ROOT}[{EXTRAS}]", *BUILD], check=True)
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
+        command += ["--report", str(report), f"{ROOT}[{EXTRAS}]", *BUILD]
+        done = subprocess.run(command, check=not fallback_index_url)
+        if done.returncode:
+            subprocess.run([*command, "--extra-index-url", str(fallback_index_url)], check=True)
         found: dict[str, Any] = json.loads(report.read_text())
         return found
 
@@ -38,14 +39,14 @@ def resolve(extra_index_url: str | None) -> dict[str, Any]:
 def pins(report: dict[str, Any]) -> list[str]:
     """`name==version` of each package, sorted, without those that are left out."""
     packages = [item["metadata"] for item in report["install"]]
-    named = {package["name"].lower().replace("_", "-").replace(".", "-"): package["version"] for package in packages}
+    named = {package["name"].lower().replace("_", "-"): package["version"] for package in packages}
     return sorted(f"{name}=={version}" for name, version in named.items() if name not in LEFT_OUT)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resolve pyproject.toml into constraints.txt.")
-    parser.add_argument("--extra-index-url", default=None)
-    lines = pins(resolve(parser.parse_args().extra_index_url))
+    parser.add_argument("--fallback-index-url", default=None)
+    lines = pins(resolve(parser.parse_args().fallback_index_url))
     (ROOT / "constraints.txt").write_text(HEADER + "\n".join(lines) + "\n")
     print(f"constraints.txt: {len(lines)} packages")
 
