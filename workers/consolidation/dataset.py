@@ -1,0 +1,215 @@
+"""From logs to examples: what is usable, what trains, what is held out to judge.
+
+The split is by prompt: feedback on one prompt, be it of many interactions, is on one side. A prompt's side comes from its hash, so it
+stays where it is from one version to the next, and a version is never judged by what its parent was trained on. Only where that leaves
+too little to judge are prompts moved.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.domain.fast_weights import FastWeights
+from service.domain.feedback import Frozen, Interaction, Message
+from service.errors import JobFailed
+from workers.consolidation.work import UserLog, Work
+
+HELDOUT_SHARE = 0.25
+# Fewer say nothing; two are still weak, and the report gives the count.
+MIN_HELDOUT = 2
+# More sharpen the margin little and cost a pass each for base, parent and candidate.
+MAX_HELDOUT = 32
+# One third of the mix is older feedback, so that a round does not undo the last.
+REPLAY_PER_NEW = 0.5
+# In a cohort or the whole tenant nobody has more than twice an equal share, so that one user can't steer the adapter.
+SHARE_OF_EQUAL = 2.0
+
+Kind = Literal["correction", "preference", "rating"]
+
+
+class Example(Frozen):
+    """One interaction's feedback as something to learn.
+
+    A correction or preference has a `rejected` reply; a rating has only the reply that was rated.
+    """
+
+    id: str
+    """The interaction's."""
+    user: str
+    kind: Kind
+    messages: tuple[Message, ...]
+    reply: str
+    rejected: str | None = None
+    rating: float = 1.0
+    """In [-1, 1] and not 0."""
+    reply_ended: bool = True
+    """Whether the reply ended by itself, so that its end is part of what is learnt."""
+    rejected_ended: bool = True
+    new: bool = True
+    """Past the watermark; the others are replay."""
+
+    @property
+    def prompt(self) -> str:
+        """The last user message, as the split knows it: case and spacing don't make another prompt."""
+        text = next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
+        return " ".join(text.casefold().split())
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The two sides, and what was left out and why."""
+
+    train: list[Example]
+    heldout: list[Example]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def build(work: Work, *, min_examples: int, max_train: int) -> Dataset:
+    """The examples of a work's logs.
+
+    Args:
+        min_examples: fewest usable feedbacks.
+        max_train: most examples to train on, which a run has steps for; the newest are kept.
+
+    Raises:
+        JobFailed: too little to train on or to judge by; the counts are in the message.
+    """
+    dropped: Counter[str] = Counter()
+    by_user = {user: usable(user, log, dropped) for user, log in work.users.items()}
+    examples = [example for own in by_user.values() for example in _capped(own, by_user, dropped)]
+    new = sum(example.new for example in examples)
+    found = f"{len(examples)} usable feedbacks, {new} of them new{_reasons(dropped)}"
+    if len(examples) < min_examples or new == 0:
+        raise JobFailed(f"too little data: {found}; at least {min_examples} are needed, and one new")
+    train, heldout = split(examples)
+    if not train or not heldout:
+        raise JobFailed(f"too little data: {found}, and all on one prompt; at least two prompts are needed to judge")
+    if not any(example.new for example in train):
+        raise JobFailed(f"too little data: {found}, and what is new is held out to judge")
+    return Dataset(train=mix(train, max_train, salt=work.number), heldout=heldout[-MAX_HELDOUT:], dropped=dropped)
+
+
+def usable(user: str, log: UserLog, dropped: Counter[str]) -> list[Example]:
+    """A user's feedback as examples, oldest first, repeated ones once; `dropped` counts the rest by reason."""
+    examples: dict[tuple[object, ...], Example] = {}
+    for interaction in log.interactions:
+        new = log.revisions.get(interaction.id, log.head) > log.watermark
+        example = example_of(interaction, user=user, new=new)
+        if isinstance(example, str):
+            dropped[example] += 1
+            continue
+        key = (example.messages, example.reply, example.rejected, example.rating)
+        if examples.pop(key, None):
+            dropped["said twice"] += 1
+        examples[key] = example
+    return list(examples.values())
+
+
+def example_of(interaction: Interaction, *, user: str, new: bool) -> Example | str:
+    """The example that an interaction's standing signals make, or why they make none. A pair goes before a rating."""
+    pair = interaction.pair()
+    replies = (interaction.reply,) if pair is None else pair
+    if not interaction.last_user_text().strip():
+        return "no user message"
+    if pair is None and not interaction.signals.rating:
+        return "a comment alone" if interaction.signals.comment else "no signal to learn from"
+    if not all(reply.strip() for reply in replies):
+        return "an empty reply"
+    if pair is not None and pair[0].strip() == pair[1].strip():
+        return "both replies the same"
+    return _example(interaction, pair, user=user, new=new)
+
+
+def _example(interaction: Interaction, pair: tuple[str, str] | None, *, user: str, new: bool) -> Example:
+    signals = interaction.signals
+    # Only what was served can have been cut off; what a user wrote ends where it ends.
+    served_ended = interaction.finish_reason != "length"
+    common = {"id": interaction.id, "user": user, "messages": interaction.messages, "new": new}
+    if pair is None:
+        return Example(
+            **common,
+            kind="rating",
+            reply=interaction.reply,
+            rating=signals.rating or 0.0,
+            reply_ended=served_ended,
+        )
+    served_is_wanted = signals.correction is None and pair[0] == interaction.reply
+    return Example(
+        **common,
+        kind="preference" if signals.correction is None else "correction",
+        reply=pair[0],
+        rejected=pair[1],
+        reply_ended=served_ended or not served_is_wanted,
+        rejected_ended=served_ended or served_is_wanted,
+    )
+
+
+def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """(training, held-out), each in the order given; no prompt is on both sides.
+
+    At least `MIN_HELDOUT` examples are held out where there are twice as many (else one), and at least as many are left to train on.
+    """
+    sizes = Counter(example.prompt for example in examples)
+    places = {prompt: _place(prompt) for prompt in sizes}
+    order = sorted(sizes, key=lambda prompt: (places[prompt], prompt))
+    wanted = MIN_HELDOUT if len(examples) >= 2 * MIN_HELDOUT else 1
+    heldout: set[str] = set()
+    count = 0
+    for prompt in order:
+        by_hash = places[prompt] < HELDOUT_SHARE
+        room = count + sizes[prompt] <= max(len(examples) // 2, 1)
+        if room and (by_hash or count < wanted):
+            heldout.add(prompt)
+            count += sizes[prompt]
+    return [e for e in examples if e.prompt not in heldout], [e for e in examples if e.prompt in heldout]
+
+
+def mix(train: Sequence[Example], most: int, *, salt: int) -> list[Example]:
+    """The newest new examples, with up to half as many of replay, which differ from one version to the next.
+
+    Args:
+        most: most examples in all.
+        salt: the version's number.
+    """
+    new = [example for example in train if example.new]
+    old = [example for example in train if not example.new]
+    replay = min(len(old), math.ceil(len(new) * REPLAY_PER_NEW), most // 3)
+    drawn = sorted(old, key=lambda example: _place(f"{salt}\0{example.id}"))[:replay]
+    return drawn + new[-(most - replay) :]
+
+
+def without_own(state: FastWeights, example: Example) -> FastWeights:
+    """The fast weights as if this example's interaction had never been spoken of, so that its answer is not in its own context.
+
+    An exemplar for the same prompt goes too, whoever supports it.
+    """
+    guidelines = {name: item for name, item in state.guidelines.items() if set(item.sources) != {example.id}}
+    exemplars = {
+        name: item
+        for name, item in state.exemplars.items()
+        if example.id not in item.sources and " ".join(item.prompt.casefold().split()) != example.prompt
+    }
+    return state.model_copy(update={"guidelines": guidelines, "exemplars": exemplars})
+
+
+def _capped(own: list[Example], by_user: dict[str, list[Example]], dropped: Counter[str]) -> list[Example]:
+    speaking = [examples for examples in by_user.values() if examples]
+    if len(speaking) < 2:
+        return own
+    cap = math.ceil(SHARE_OF_EQUAL * sum(map(len, speaking)) / len(speaking))
+    if len(own) > cap:
+        dropped["over one user's share"] += len(own) - cap
+    return own[-cap:]
+
+
+def _place(text: str) -> float:
+    """Where a text falls in [0, 1), the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _reasons(dropped: Iterable[str]) -> str:
+    counts = ", ".join(f"{count} with {reason}" for reason, count in sorted(Counter(dropped).items()))
+    return f" (left out: {counts})" if counts else ""
