@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=1, le=65535)
     redis_port: int = Field(6390, ge=1, le=65535)
     vllm_port: int = Field(8081, ge=1, le=65535)
+    redis_appendfsync: Literal["everysec", "always"] = "everysec"
+    """When the embedded Redis flushes its append-only file to the disk: a power cut may cost a second, or nothing for some latency."""
 
     # -- who may call -------------------------------------------------------------------------------------------------
     api_keys_file: str = ""
@@ -100,6 +102,8 @@ class Settings(BaseSettings):
     """KL budget on plain-text anchors, nats per token."""
     kl_chat_budget_nats: float = Field(0.10, gt=0)
     """KL budget on chat anchors, nats per token."""
+    anchors: int = Field(48, ge=8, le=48)
+    """Anchors of each kind that steer training, and as many others that judge; with fewer the bound on KL is wider."""
     lora_rank: int = Field(8, ge=1, le=64)
     lora_alpha: int = Field(16, ge=1)
     learning_rate: float = Field(3e-4, gt=0)

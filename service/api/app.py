@@ -143,7 +143,7 @@ async def _render_validation(request: Request, error: Exception) -> JSONResponse
     if first["type"] == "extra_forbidden":
         message = "is not a parameter of this call"
     if not param and first["type"] in ("model_attributes_type", "dict_type", "missing"):
-        message = "The body must be a JSON object"
+        message = "The body must be a JSON object, sent with Content-Type: application/json"
     where = f"'{param}': " if param else ""
     openai_call = request.url.path == "/v1/chat/completions"
     kind = InvalidRequest if openai_call else InvalidFields

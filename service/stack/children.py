@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from service.jobs import CONSOLIDATE_QUEUE, CONTROL_QUEUE
 from service.keys import Keys
 from service.settings import Settings
 from service.stack.checks import StackProblem
@@ -74,17 +75,23 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
         health = http_ok(f"{full.vllm_url}/health", key=full.vllm_api_key.get_secret_value())
         vllm = Child("vllm", "vLLM", (*python, "workers.vllm_server"), health, env, VLLM_READY_SECONDS)
         found.append(replace(vllm, stop_seconds=full.vllm_stop_seconds + 5.0, patience=" (about a minute)"))
-    worker = (*celery, "worker", "-Q", "control,consolidate", "--concurrency", "1", "--prefetch-multiplier", "1")
     beat = (*celery, "beat", "--schedule", str(full.data_dir / "run" / "beat-schedule"), "--pidfile=")
     return [
         *found,
-        Child(
-            "worker",
-            "the worker",
-            (*worker, "-n", "local@%h", "--loglevel", "INFO"),
-            log_says(logs / "worker.log", " ready."),
-            env,
-            stop_seconds=WORKER_STOP_SECONDS,
+        *(
+            Child(
+                name,
+                title,
+                (*celery, "worker", "-Q", queue, "--concurrency", "1", "-n", f"{name}@%h", "--loglevel", "INFO"),
+                log_says(logs / f"{name}.log", " ready."),
+                env,
+                stop_seconds=WORKER_STOP_SECONDS,
+            )
+            # A sweep must not wait behind a consolidation, which takes minutes.
+            for name, title, queue in (
+                ("worker", "the worker", CONSOLIDATE_QUEUE),
+                ("control", "the control worker", CONTROL_QUEUE),
+            )
         ),
         Child(
             "beat", "the scheduler", (*beat, "--loglevel", "INFO"), log_says(logs / "beat.log", "beat: Starting"), env
@@ -128,7 +135,7 @@ def redis_argv(settings: Settings) -> tuple[str, ...]:
         "bind": "127.0.0.1",
         "dir": settings.data_dir / "redis",
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": settings.redis_appendfsync,
         # The append-only file is all; snapshots beside it would only cost.
         "save": "",
         # A title would be written over its environment, and with it over the mark.

@@ -130,7 +130,7 @@ def _serves_survives_stops(stacks: Callable[..., Up], tmp_path: Path) -> None:
     up.process.send_signal(signal.SIGINT)
     assert up.ended() == 0
     stopped = [line for line in up.lines if line.endswith("has stopped.")]
-    assert [line.split()[1] for line in stopped] == ["gateway", "scheduler", "worker", "(embedded"]
+    assert [line.split()[1] for line in stopped] == ["gateway", "scheduler", "control", "worker", "(embedded"]
     assert marked(str(tmp_path)) == []
 
 
@@ -143,7 +143,7 @@ async def test_sigkill_of_the_command_leaves_no_process_and_the_next_start_has_a
 def _sigkill(stacks: Callable[..., Up], tmp_path: Path) -> None:
     up = stacks().wait_for("Ctrl-C stops everything")
     everyone = psutil.Process(up.process.pid).children(recursive=True)
-    assert len(everyone) >= 6  # Redis, worker with a child of its own, scheduler, gateway, watcher
+    assert len(everyone) >= 8  # Redis, two workers with a child of their own each, scheduler, gateway, watcher
     refused = stacks(port=free_port(), redis_port=free_port())
     assert refused.ended() == 1
     assert refused.lines == [
@@ -165,7 +165,7 @@ async def test_a_redis_url_is_used_and_none_is_started_for_it(
 ) -> None:
     def use() -> None:
         up = stacks(redis_url=redis_url).wait_for("Ctrl-C stops everything")
-        assert sorted(p.stem for p in (tmp_path / "run").glob("*.pid")) == ["beat", "gateway", "worker"]
+        assert sorted(p.stem for p in (tmp_path / "run").glob("*.pid")) == ["beat", "control", "gateway", "worker"]
         address = next(line for line in up.lines if line.startswith("Fastslow is ready at")).split()[-1]
         assert get(address.removesuffix("/v1") + "/health/ready")["status"] == "ok"
         up.process.send_signal(signal.SIGTERM)

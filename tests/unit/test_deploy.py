@@ -84,7 +84,7 @@ def test_every_image_is_pinned_or_built_from_a_target_that_exists(service: str) 
 def test_each_profile_has_one_of_each_process_and_waits_only_for_what_it_has(name: str) -> None:
     running = profile(name)
     kinds = sorted(service.removesuffix("-gpu") for service in running)
-    assert kinds == ["beat", "gateway", "prepare", "redis", "vllm", "worker"]
+    assert kinds == ["beat", "control", "gateway", "prepare", "redis", "vllm", "worker"]
     for service in running:
         for other, condition in SERVICES[service].get("depends_on", {}).items():
             assert other in running or condition.get("required") is False, (service, other)

@@ -124,9 +124,9 @@ def test_nothing_embedded_is_started_where_urls_are_given(tmp_path: Path) -> Non
     def names(**given: str) -> list[str]:
         return [child.name for child in children(settings(tmp_path, **given), KEYS)]
 
-    assert names() == ["redis", "vllm", "worker", "beat", "gateway"]
-    assert names(redis_url="redis://elsewhere:6379/0") == ["vllm", "worker", "beat", "gateway"]
-    assert names(vllm_url="http://elsewhere:8000") == ["redis", "worker", "beat", "gateway"]
+    assert names() == ["redis", "vllm", "worker", "control", "beat", "gateway"]
+    assert names(redis_url="redis://elsewhere:6379/0") == ["vllm", "worker", "control", "beat", "gateway"]
+    assert names(vllm_url="http://elsewhere:8000") == ["redis", "worker", "control", "beat", "gateway"]
 
 
 def test_the_children_read_back_the_settings_that_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
