@@ -22,10 +22,10 @@ from workers.consolidation.rows import Row, batches, pack, token_logprobs
 CONTEXT_PROBABILITY = 0.5
 # Anchors of each kind in a step. Their KL is noisy at this number, hence the smoothing below.
 ANCHORS_PER_STEP = 2
-KL_SMOOTHING = 0.8
+KL_SMOOTHING = 0.6
 # Drift on anchors that training never saw is about twice that on those it did (measured), so it is held to half of the budget.
 TARGET_SHARE = 0.5
-BETA_START = 1.0
+BETA_START = 0.7
 WARMUP_STEPS = 4
 MAX_GRADIENT_NORM = 1.0
 # Adam's steps are bounded, so a loss this far over the first one means that the numbers have run away.
@@ -91,7 +91,8 @@ def train(
         run.losses.append(loss)
         run.last = Step(step=number, loss=loss, kl_nats=dict(smooth), beta=dict(beta))
         on_step(run.last)
-        for kind in KINDS:
+        # A fresh adapter has no KL yet; answering that by a lower beta made it overshoot.
+        for kind in KINDS if number > WARMUP_STEPS else ():
             beta[kind] = next_beta(beta[kind], kl_nats=smooth[kind], target_nats=TARGET_SHARE * budgets[kind])
     return run
 
