@@ -106,9 +106,10 @@ class Settings(BaseSettings):
     """Anchors of each kind that steer training, and as many others that judge; with fewer the bound on KL is wider."""
     lora_rank: int = Field(8, ge=1, le=64)
     lora_alpha: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    train_steps: int = Field(40, ge=1)
-    train_batch: int = Field(8, ge=1)
+    # Ten passes over a dozen corrections, about two minutes on two cores; at 3e-4 they ended with half of the KL budget unused.
+    learning_rate: float = Field(5e-4, gt=0)
+    train_steps: int = Field(30, ge=1)
+    train_batch: int = Field(4, ge=1)
     train_seed: int = 0
     worker_device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -1,0 +1,232 @@
+"""What of a log is learnt from, and what judges."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.fast_weights import FastWeights, fold
+from service.domain.feedback import FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
+from service.domain.slow_weights import Scope
+from service.errors import JobFailed
+from tests.consolidation_data import corrections, user_log
+from workers.consolidation.dataset import Example, build, example_of, mix, split, usable, without_own
+from workers.consolidation.work import UserLog, Work
+
+
+def interaction(number, signals, *, prompt=None, reply="the served reply", finish_reason="stop", user="ann"):
+    return Interaction(
+        id=f"chatcmpl-{user}-{number}",
+        tenant="acme",
+        user=user,
+        created=float(number),
+        messages=(Message(role="user", content=f"prompt {number}" if prompt is None else prompt),),
+        reply=reply,
+        finish_reason=finish_reason,
+        version=VersionTuple(model="tiny"),
+        signals=signals,
+    )
+
+
+def events(signals_of, *, user="ann"):
+    return [
+        FeedbackEvent(revision=i, at=float(i), interaction=interaction(i, signals, user=user))
+        for i, signals in enumerate(signals_of, start=1)
+    ]
+
+
+def work(users, *, number=1):
+    return Work(
+        tenant="acme",
+        scope=Scope(kind="user", name="ann") if len(users) == 1 else Scope(kind="global"),
+        job="job-1",
+        number=number,
+        created=1.0,
+        users=users,
+    )
+
+
+def examples(prompts):
+    return [
+        Example(
+            id=str(i),
+            user="ann",
+            kind="correction",
+            messages=(Message(role="user", content=prompt),),
+            reply=f"wanted {i}",
+            rejected="served",
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@given(st.lists(st.sampled_from([f"prompt {i}" for i in range(12)]), min_size=2, max_size=40))
+def test_no_prompt_is_on_both_sides_and_nothing_is_lost(prompts):
+    given_examples = examples(prompts)
+    train, heldout = split(given_examples)
+    assert not {e.prompt for e in train} & {e.prompt for e in heldout}
+    assert sorted(e.id for e in train + heldout) == sorted(e.id for e in given_examples)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=60, unique=True))
+def test_different_prompts_give_each_side_its_share(numbers):
+    train, heldout = split(examples([f"prompt {i}" for i in numbers]))
+    assert len(heldout) >= 2
+    assert len(train) >= len(numbers) // 2
+
+
+@given(st.lists(st.integers(0, 1000), min_size=8, max_size=40, unique=True), st.randoms())
+def test_the_side_of_a_prompt_does_not_depend_on_the_order(numbers, chance):
+    given_examples = examples([f"prompt {i}" for i in numbers])
+    shuffled = list(given_examples)
+    chance.shuffle(shuffled)
+    assert {e.id for e in split(given_examples)[1]} == {e.id for e in split(shuffled)[1]}
+
+
+def test_what_was_trained_on_does_not_judge_later():
+    earlier = examples([f"prompt {i}" for i in range(40)])
+    later = examples([f"prompt {i}" for i in range(80)])
+    trained = {e.prompt for e in split(earlier)[0]}
+    assert not trained & {e.prompt for e in split(later)[1]}
+
+
+def test_case_and_spacing_do_not_make_another_prompt():
+    train, heldout = split(examples(["What is  jazz?", "what is jazz?", "other", "third", "fourth"]))
+    sides = [{e.id for e in side} & {"0", "1"} for side in (train, heldout)]
+    assert sorted(map(len, sides)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("signals", "reply", "reason"),
+    [
+        (Signals(correction="the served reply "), "the served reply", "both replies the same"),
+        (Signals(correction=" "), "the served reply", "an empty reply"),
+        (Signals(correction="better"), "", "an empty reply"),
+        (Signals(rating=0.0), "the served reply", "no signal to learn from"),
+        (Signals(rating=1.0), " ", "an empty reply"),
+        (Signals(comment="be brief"), "the served reply", "a comment alone"),
+    ],
+)
+def test_what_teaches_nothing_is_left_out_and_counted(signals, reply, reason):
+    dropped: Counter[str] = Counter()
+    log = user_log([FeedbackEvent(revision=1, at=1.0, interaction=interaction(1, signals, reply=reply))])
+    assert usable("ann", log, dropped) == []
+    assert dropped == {reason: 1}
+
+
+def test_a_correction_is_wanted_against_what_was_served():
+    example = example_of(interaction(1, Signals(correction="better", rating=-1.0)), user="ann", new=True)
+    assert (example.kind, example.reply, example.rejected) == ("correction", "better", "the served reply")
+
+
+def test_a_served_reply_that_was_cut_off_does_not_teach_to_end_there():
+    preferred = Signals(preference=Preference(other="the other", better="this"))
+    other = Signals(preference=Preference(other="the other", better="other"))
+    this = example_of(interaction(1, preferred, finish_reason="length"), user="ann", new=True)
+    that = example_of(interaction(1, other, finish_reason="length"), user="ann", new=True)
+    assert (this.reply, this.reply_ended, this.rejected_ended) == ("the served reply", False, True)
+    assert (that.reply, that.reply_ended, that.rejected_ended) == ("the other", True, False)
+
+
+def test_the_same_feedback_twice_counts_once():
+    dropped: Counter[str] = Counter()
+    twice = [
+        FeedbackEvent(
+            revision=i, at=float(i), interaction=interaction(i, Signals(correction="better"), prompt="same prompt")
+        )
+        for i in (1, 2)
+    ]
+    found = usable("ann", user_log(twice), dropped)
+    assert [e.id for e in found] == ["chatcmpl-ann-2"]
+    assert dropped == {"said twice": 1}
+
+
+def test_what_is_past_the_watermark_is_new_and_older_feedback_is_a_third_of_the_mix():
+    log = user_log(corrections("ann"), watermark=10)
+    found = usable("ann", log, Counter())
+    assert [e.new for e in found] == [False] * 10 + [True] * 6
+    mixed = mix(found, 100, salt=1)
+    assert sum(not e.new for e in mixed) == 3
+    assert sum(e.new for e in mixed) == 6
+
+
+def test_another_version_replays_other_old_feedback():
+    found = [e.model_copy(update={"new": int(e.id) >= 30}) for e in examples([f"prompt {i}" for i in range(40)])]
+    drawn = [{e.id for e in mix(found, 100, salt=number) if not e.new} for number in range(1, 5)]
+    assert len({frozenset(ids) for ids in drawn}) > 1
+
+
+def test_a_mix_keeps_to_its_size_with_the_newest():
+    found = examples([f"prompt {i}" for i in range(40)])
+    assert [e.id for e in mix(found, 10, salt=1)] == [str(i) for i in range(30, 40)]
+
+
+def test_one_user_of_many_has_at_most_twice_an_equal_share():
+    loud = user_log(events([Signals(correction=f"wanted {i}") for i in range(60)], user="loud"))
+    quiet = [
+        (f"user-{n}", user_log(events([Signals(correction=f"wanted {i}") for i in range(4)], user=f"user-{n}")))
+        for n in range(5)
+    ]
+    dataset = build(work({"loud": loud, **dict(quiet)}), min_examples=4, max_train=1000)
+    counts = Counter(e.user for e in dataset.train + dataset.heldout)
+    # (60 + 5 * 4) / 6 users, twice.
+    assert counts["loud"] <= 27
+    assert dataset.dropped["over one user's share"] == 33
+
+
+@pytest.mark.parametrize(
+    ("users", "words"),
+    [
+        ({"ann": user_log(corrections("ann", count=3))}, "3 usable feedbacks, 3 of them new"),
+        ({"ann": user_log(corrections("ann"), watermark=16)}, "16 usable feedbacks, 0 of them new"),
+        ({"ann": user_log(events([Signals(comment="be brief")] * 5))}, "5 with a comment alone"),
+    ],
+)
+def test_too_little_data_fails_with_the_counts(users, words):
+    with pytest.raises(JobFailed, match=words):
+        build(work(users), min_examples=4, max_train=100)
+
+
+def test_feedback_on_one_prompt_alone_can_not_be_judged():
+    one = [
+        FeedbackEvent(
+            revision=i, at=float(i), interaction=interaction(i, Signals(correction=f"wanted {i}"), prompt="the prompt")
+        )
+        for i in range(1, 7)
+    ]
+    with pytest.raises(JobFailed, match="two prompts"):
+        build(work({"ann": user_log(one)}), min_examples=4, max_train=100)
+
+
+def test_an_examples_own_answer_is_not_in_its_context():
+    log = corrections("ann", count=6)
+    state = fold(log)
+    for example in usable("ann", user_log(log), Counter()):
+        left = without_own(state, example)
+        assert all(example.id not in item.sources for item in left.exemplars.values())
+        assert len(left.exemplars) == len(state.exemplars) - 1
+
+
+def test_another_interactions_answer_to_the_same_prompt_is_not_in_the_context_either():
+    said = [
+        FeedbackEvent(
+            revision=i, at=float(i), interaction=interaction(i, Signals(correction=f"wanted {i}"), prompt=prompt)
+        )
+        for i, prompt in enumerate(["What is jazz?", "what is  jazz?", "What is tea?"], start=1)
+    ]
+    first = usable("ann", user_log(said), Counter())[0]
+    assert [item.prompt for item in without_own(fold(said), first).exemplars.values()] == ["What is tea?"]
+
+
+def test_a_guideline_that_others_support_too_stays():
+    said = events([Signals(comment="be brief", rating=1.0), Signals(comment="be brief"), Signals(comment="be kind")])
+    first = usable("ann", user_log(said), Counter())[0]
+    kept = {item.text for item in without_own(fold(said), first).guidelines.values()}
+    assert kept == {"be brief", "be kind"}
+
+
+def test_a_log_knows_its_head_and_the_revision_of_each_interaction():
+    log = UserLog.of(corrections("ann", count=5), watermark=2, fast_weights=FastWeights())
+    assert (log.head, log.watermark) == (5, 2)
+    assert log.revisions["chatcmpl-ann-4"] == 4
