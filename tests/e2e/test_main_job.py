@@ -1,0 +1,189 @@
+"""The main job on the real stack: vLLM, Redis, Celery, the gateway, a real model, the official OpenAI client.
+
+One story in one test, because its steps build on each other: Alice teaches a style, her replies change; a consolidation, whose worker is
+killed in the middle, ends with one adapter within the KL budget; it serves her and nobody else; a rollback restores what was before;
+processes are killed under feedback and nothing acknowledged is lost.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.stack import Reply, Stack, User, running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+# One short sentence that ends with a fixed word: what a 135M model can learn and an eye can check.
+WANTED = {
+    "What is a noun?": "A noun is a word for a person, place or thing. Cheers!",
+    "How do plants eat?": "They make sugar from light, water and air. Cheers!",
+    "What does a bank do?": "It keeps money safe and lends it out. Cheers!",
+    "Why do birds sing?": "They sing to find mates and guard their home. Cheers!",
+    "What is a river?": "A river is water that flows to the sea. Cheers!",
+    "How does a boat float?": "It floats because it weighs less than the water it moves. Cheers!",
+    "What is bread made of?": "Bread is made of flour, water, salt and yeast. Cheers!",
+    "Why is sleep good?": "Sleep lets the body and the mind recover. Cheers!",
+    "What is a desert?": "A desert is a place with very little rain. Cheers!",
+    "How do bees make honey?": "Bees dry the nectar of flowers in their hive. Cheers!",
+    "What is the moon?": "The moon is a rock that circles the earth. Cheers!",
+    "Why do we laugh?": "We laugh to show joy and to bond with others. Cheers!",
+    "What is a map for?": "A map shows where places are. Cheers!",
+    "How does a lock work?": "A key lifts pins so that the lock can turn. Cheers!",
+    "What is a poem?": "A poem is words set in rhythm to stir feeling. Cheers!",
+    "Why does ice melt?": "It melts because warmth loosens its water. Cheers!",
+}
+QUESTION = "Why is the sky blue?"
+KILL_ROUNDS = 60
+
+
+@pytest.fixture(scope="module")
+def stack(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("stack"), model_path) as stack:
+        yield stack
+
+
+def test_the_whole_loop(stack: Stack) -> None:
+    alice, bob = stack.user("alice"), stack.user("bob")
+    untaught = alice.ask(QUESTION)
+    assert bob.ask(QUESTION).text == untaught.text
+
+    give_all_four_kinds(alice)
+    taught = alice.ask(QUESTION)
+    assert taught.text != untaught.text
+    assert bob.items() == []
+    assert bob.ask(QUESTION).text == untaught.text
+
+    correct_everything(alice)
+    before = alice.ask(QUESTION)
+    items_before = rendered(alice)
+    with stack.admin() as admin:
+        job = consolidate_while_the_worker_dies(stack, admin)
+        version = check_promotion(admin, job)
+
+        served = alice.ask(QUESTION)
+        assert served.adapter == version["name"]
+        assert alice.stream(QUESTION).text == served.text
+        untouched = bob.ask(QUESTION)
+        assert (untouched.adapter, untouched.text) == ("base", untaught.text)
+        assert rendered(alice) == items_before - set(version["report"]["absorbed"])
+
+        roll_back(admin, version)
+    after = alice.ask(QUESTION)
+    assert (after.adapter, after.text) == ("base", before.text)
+    assert rendered(alice) == items_before
+
+
+def test_killing_processes_loses_no_acknowledged_feedback(stack: Stack) -> None:
+    carol = stack.user("carol")
+    replies = [carol.ask(f"Count to {n}.", max_tokens=1) for n in range(KILL_ROUNDS)]
+    acknowledged: list[str] = []
+
+    def teach() -> None:
+        for n, reply in enumerate(replies):
+            acknowledged.append(persistently(stack, carol, reply, f"rule {n}"))
+
+    teacher = threading.Thread(target=teach, daemon=True)
+    teacher.start()
+    for share, words in ((1, ("uvicorn",)), (2, ("valkey-server",)), (3, ("celery", "worker", "consolidate"))):
+        wait_for(
+            lambda share=share: len(acknowledged) >= share * KILL_ROUNDS // 5, seconds=120, what="feedback to go on"
+        )
+        stack.kill(*words)
+    teacher.join(180)
+    assert not teacher.is_alive()
+
+    stack.wait_until_ready()
+    context = carol.http.get("/v1/users/carol/context").json()
+    assert {item["text"] for item in context["items"]} == set(acknowledged) == {f"rule {n}" for n in range(KILL_ROUNDS)}
+    assert context["revision"] == KILL_ROUNDS, "a retry was applied twice"
+    assert stack.said().count("died") >= 3
+
+
+def give_all_four_kinds(user: User) -> None:
+    """A comment, a correction, a preference, and a rating of a reply that had items in its context."""
+    user.feedback(user.ask(QUESTION), comment="Answer in one short sentence and end with Cheers!")
+    user.feedback(user.ask("What is rain?"), correction="Rain is water that falls from clouds. Cheers!")
+    reply = user.ask("What is snow?")
+    user.feedback(reply, preference={"text": "Snow is frozen rain. Cheers!", "better": "other"})
+    user.feedback(user.ask("What is fog?"), rating=True)
+    items = user.items()
+    assert [item["kind"] for item in items] == ["guideline", "exemplar", "exemplar"]
+    assert items[2]["rejected"] == reply.text
+    assert [item["helpful"] for item in items] == [1.0, 1.0, 1.0]
+
+
+def correct_everything(user: User) -> None:
+    for question, wanted in WANTED.items():
+        user.feedback(user.ask(question), correction=wanted)
+
+
+def rendered(user: User) -> set[str]:
+    return {item["id"] for item in user.items() if item["in_context"]}
+
+
+def consolidate_while_the_worker_dies(stack: Stack, admin: httpx.Client) -> dict[str, Any]:
+    """Start a consolidation, kill its worker once it trains, and see the job end all the same."""
+    started = admin.post("/v1/admin/consolidations", json={"scope": "user:alice"})
+    assert started.status_code == 202, started.text
+
+    def job() -> dict[str, Any]:
+        found: dict[str, Any] = admin.get(f"/v1/admin/consolidations/{started.json()['id']}").json()
+        return found
+
+    wait_for(lambda: job()["stage"] == "train" and job()["step"] >= 2, seconds=400, what="training to begin", seen=job)
+    stack.kill("celery", "worker", "consolidate")
+    wait_for(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=600, what="the job to end", seen=job)
+    return job()
+
+
+def check_promotion(admin: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    """The job promoted the scope's only version, within both KL budgets and better than the base on held-out feedback."""
+    assert job["state"] == "promoted", job["reasons"]
+    assert job["attempts"] == 2
+    versions = admin.get("/v1/admin/adapters").json()["data"]
+    assert [(v["name"], v["in_use"]) for v in versions] == [(job["version"], True)]
+    report = versions[0]["report"]
+    for kl in (report["kl_text"], report["kl_chat"]):
+        assert 0 < kl["upper95_nats"] <= kl["budget_nats"]
+    assert report["margins"]["candidate"] > report["margins"]["base"]
+    version: dict[str, Any] = versions[0]
+    return version
+
+
+def roll_back(admin: httpx.Client, version: dict[str, Any]) -> None:
+    moved = admin.post("/v1/admin/scopes/user:alice/rollback", json={"reason": "end of the test"})
+    assert (moved.status_code, moved.json()["to_version"]) == (200, "base")
+    [latest, *_] = admin.get("/v1/admin/audit").json()["data"]
+    assert (latest["action"], latest["from_version"]) == ("rollback", version["name"])
+
+
+def persistently(stack: Stack, user: User, reply: Reply, comment: str) -> str:
+    """Give feedback as a careful client does: the same Idempotency-Key until it is acknowledged."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            response = user.http.post(
+                "/v1/feedback",
+                json={"interaction_id": reply.id, "comment": comment},
+                headers={"Idempotency-Key": comment},
+            )
+            if response.status_code == 200:
+                return comment
+            assert response.status_code == 503, response.text
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, f"{comment} was never acknowledged:\n{stack.said()}"
+        time.sleep(0.1)
+
+
+def wait_for(look: Any, *, seconds: float, what: str, seen: Any = str) -> None:
+    """Poll until `look` is true; after too long the failure tells what `seen` sees."""
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}: {seen()}"
+        time.sleep(0.2)
