@@ -67,7 +67,15 @@ def test_a_pair_at_its_margin_costs_nothing_but_a_corrections_likelihood():
     assert losses.tolist() == pytest.approx([NLL_WEIGHT * 2.0, 0.0])
 
 
-def test_a_pair_is_pulled_to_its_margin_from_both_sides():
+def test_a_correction_keeps_what_it_gains_past_the_margin():
+    h = torch.tensor([MARGIN_NATS - 0.3, MARGIN_NATS + 0.3], requires_grad=True)
+    losses = pair_loss(h, torch.zeros(2), torch.zeros(2), torch.ones(2))
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([0.09, 0.0])
+    assert h.grad.tolist() == pytest.approx([-0.6, 0.0])
+
+
+def test_a_preference_is_pulled_to_its_margin_from_both_sides():
     h = torch.tensor([MARGIN_NATS - 0.3, MARGIN_NATS + 0.3], requires_grad=True)
     losses = pair_loss(h, torch.zeros(2), torch.zeros(2), torch.zeros(2))
     losses.sum().backward()
@@ -98,4 +106,4 @@ def test_a_rating_pulls_its_reply_only_beyond_what_all_replies_get():
 def test_beta_grows_over_the_target_and_shrinks_under_it():
     assert next_beta(1.0, kl_nats=0.02, target_nats=0.01) == pytest.approx(math.exp(0.1))
     assert next_beta(1.0, kl_nats=0.005, target_nats=0.01) == pytest.approx(math.exp(-0.05))
-    assert next_beta(1.0, kl_nats=100.0, target_nats=0.01) == pytest.approx(math.exp(0.3))
+    assert next_beta(1.0, kl_nats=100.0, target_nats=0.01) == pytest.approx(math.exp(0.1))

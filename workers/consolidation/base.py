@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from service.domain.feedback import Message
@@ -97,7 +98,7 @@ def load_base(settings: Settings) -> Base:
         )
         tokens = load_tokens(str(folder))
         sha256 = weights_sha256(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TokenizerUnavailable) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, TokenizerUnavailable) as error:
         raise JobFailed(f"the base model at {folder} can't be loaded: {_first_line(error)}") from error
     model.requires_grad_(False).eval().to(device)
     base = Base(model=model, tokenizer=tokenizer, tokens=tokens, name=settings.model_name, sha256=sha256, device=device)
