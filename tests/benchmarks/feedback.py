@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -241,9 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; everything is stopped")
-    except processes.NotReady as problem:
-        sys.exit(str(problem))
+    processes.as_command(main)

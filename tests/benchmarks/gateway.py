@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import gc
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -223,9 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; everything is stopped")
-    except processes.NotReady as problem:
-        sys.exit(str(problem))
+    processes.as_command(main)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,3 +183,13 @@ def _until_ready(name: str, port: int, path: str | None, folder: Path) -> None:
         time.sleep(0.05)
     logs = "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
     raise NotReady(f"{name} did not answer within {START_SECONDS:.0f} s. Its folder's logs end:\n{logs}")
+
+
+def as_command(main: Callable[[], None]) -> None:
+    """Run a benchmark; Ctrl-C and what could not be started end it with one line."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; everything is stopped")
+    except NotReady as problem:
+        sys.exit(str(problem))

@@ -15,28 +15,10 @@ import httpx
 import pytest
 
 from tests.e2e.stack import Reply, Stack, User, running
+from tests.e2e.tour import LESSONS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-# One short sentence that ends with a fixed word: what a 135M model can learn and an eye can check.
-WANTED = {
-    "What is a noun?": "A noun is a word for a person, place or thing. Cheers!",
-    "How do plants eat?": "They make sugar from light, water and air. Cheers!",
-    "What does a bank do?": "It keeps money safe and lends it out. Cheers!",
-    "Why do birds sing?": "They sing to find mates and guard their home. Cheers!",
-    "What is a river?": "A river is water that flows to the sea. Cheers!",
-    "How does a boat float?": "It floats because it weighs less than the water it moves. Cheers!",
-    "What is bread made of?": "Bread is made of flour, water, salt and yeast. Cheers!",
-    "Why is sleep good?": "Sleep lets the body and the mind recover. Cheers!",
-    "What is a desert?": "A desert is a place with very little rain. Cheers!",
-    "How do bees make honey?": "Bees dry the nectar of flowers in their hive. Cheers!",
-    "What is the moon?": "The moon is a rock that circles the earth. Cheers!",
-    "Why do we laugh?": "We laugh to show joy and to bond with others. Cheers!",
-    "What is a map for?": "A map shows where places are. Cheers!",
-    "How does a lock work?": "A key lifts pins so that the lock can turn. Cheers!",
-    "What is a poem?": "A poem is words set in rhythm to stir feeling. Cheers!",
-    "Why does ice melt?": "It melts because warmth loosens its water. Cheers!",
-}
 QUESTION = "Why is the sky blue?"
 KILL_ROUNDS = 60
 
@@ -107,7 +89,7 @@ def test_killing_processes_loses_no_acknowledged_feedback(stack: Stack) -> None:
 def give_all_four_kinds(user: User) -> None:
     """A comment, a correction, a preference, and a rating of a reply that had items in its context."""
     user.feedback(user.ask(QUESTION), comment="Answer in one short sentence and end with Cheers!")
-    user.feedback(user.ask("What is rain?"), correction="Rain is water that falls from clouds. Cheers!")
+    user.feedback(user.ask("What is hail?"), correction="Hail is balls of ice that fall from clouds. Cheers!")
     reply = user.ask("What is snow?")
     user.feedback(reply, preference={"text": "Snow is frozen rain. Cheers!", "better": "other"})
     user.feedback(user.ask("What is fog?"), rating=True)
@@ -118,7 +100,7 @@ def give_all_four_kinds(user: User) -> None:
 
 
 def correct_everything(user: User) -> None:
-    for question, wanted in WANTED.items():
+    for question, wanted in LESSONS.items():
         user.feedback(user.ask(question), correction=wanted)
 
 

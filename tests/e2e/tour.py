@@ -1,6 +1,6 @@
 """The tour of the README, on a stack that `make up` has started: one user teaches a style, it is consolidated, and rolled back.
 
-.venv/bin/python docs/tour.py [--url http://127.0.0.1:8080] [--data-dir data]
+.venv/bin/python -m tests.e2e.tour [--url http://127.0.0.1:8080] [--data-dir data]
 """
 
 import argparse
@@ -13,6 +13,7 @@ from openai import OpenAI
 from service.keys import load_keys
 
 MODEL = "smollm2-135m-instruct"
+# One short sentence that ends with a fixed word: what a model of 135 million parameters can learn and an eye can check.
 LESSONS = {
     "What is rain?": "Rain is water that falls from clouds. Cheers!",
     "What is a noun?": "A noun is a word for a person, place or thing. Cheers!",
