@@ -32,7 +32,7 @@ AIM = 0.95
 # Below this change in a reply's log-probability per token nobody could tell the replies apart: 2 % in likelihood.
 COSTS_NOTHING_NATS = 0.02
 # Each is a scoring pass over the held-out examples with their contexts, seconds on a CPU.
-MAX_LEFT_OUT_PASSES = 8
+MAX_LEFT_OUT_PASSES = 6
 
 CANDIDATE = "candidate"
 CURRENT = "current"
