@@ -33,4 +33,10 @@ def decide(report: TrainReport) -> Promote | Reject:
                 f"held-out margin {margins.candidate:.4f} nats per token does not beat {name}'s {margin:.4f} "
                 f"({report.heldout_examples} examples)"
             )
+    # It will be served with the user's context, which may already do what the adapter learnt.
+    with_context, base_with_context = margins.candidate_with_context, margins.base_with_context
+    if with_context is not None and base_with_context is not None and with_context < base_with_context:
+        reasons.append(
+            f"with the context its held-out margin of {with_context:.4f} nats per token is below the base's {base_with_context:.4f}"
+        )
     return Reject(reasons=tuple(reasons)) if reasons else Promote()

@@ -31,6 +31,12 @@ def test_a_candidate_within_budget_that_beats_all_is_promoted() -> None:
         (train_report(margins=Margins(base=0.1, current=0.5, candidate=0.5)), "version in use"),
         (train_report(margins=Margins(base=0.6, current=0.2, candidate=0.5)), "the base"),
         (train_report(scale=0.0), "no scale"),
+        (
+            train_report(
+                margins=Margins(base=0.1, current=0.2, candidate=0.5, base_with_context=0.7, candidate_with_context=0.6)
+            ),
+            "with the context",
+        ),
     ],
 )
 def test_each_failing_is_a_reason_to_reject(bad: TrainReport, word: str) -> None:
