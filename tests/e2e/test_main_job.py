@@ -5,6 +5,7 @@ killed in the middle, ends with one adapter within the KL budget; it serves her 
 processes are killed under feedback and nothing acknowledged is lost.
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +131,7 @@ def check_promotion(admin: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
     versions = admin.get("/v1/admin/adapters").json()["data"]
     assert [(v["name"], v["in_use"]) for v in versions] == [(job["version"], True)]
     report = versions[0]["report"]
+    print(f"consolidation: {json.dumps(report)}")  # shown by pytest -s
     for kl in (report["kl_text"], report["kl_chat"]):
         assert 0 < kl["upper95_nats"] <= kl["budget_nats"]
     assert report["margins"]["candidate"] > report["margins"]["base"]
