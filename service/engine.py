@@ -31,10 +31,6 @@ class Engine(Protocol):
         """Raises EngineUnavailable unless vLLM answers its health check."""
         ...
 
-    async def preload(self, adapter: str) -> None:
-        """Have vLLM resolve an adapter without generating; raises UpstreamRejected if it can't."""
-        ...
-
     async def close(self) -> None: ...
 
 
@@ -90,10 +86,6 @@ class VllmEngine:
             async with self._http().get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
                 if response.status != 200:
                     raise refusal(max(response.status, 500), await response.read())
-
-    async def preload(self, adapter: str) -> None:
-        async with self._post("/tokenize", {"model": adapter, "prompt": "x"}, "preload") as response:
-            await response.read()
 
     async def close(self) -> None:
         if self._session is not None:

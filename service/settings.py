@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-ScopeKind = Literal["user", "cohort", "global"]
+from service.domain.slow_weights import ScopeKind
 
 
 class Settings(BaseSettings):

@@ -37,7 +37,6 @@ class FakeVllm:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
@@ -56,9 +55,6 @@ class FakeVllm:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
-
-    async def _tokenize(self, request: web.Request) -> web.Response:
-        return self._unknown(await request.json()) or web.json_response({"count": 1, "tokens": [1]})
 
     def _unknown(self, body: dict[str, Any]) -> web.Response | None:
         if body["model"] == MODEL or body["model"] in self.adapters:

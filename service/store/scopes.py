@@ -13,7 +13,7 @@ from service.store.keys import BUCKETS, ScopeKeys, UserKeys, audit, scopes_index
 # Moves the pointer. {'ok'} | {'moved', active}: somebody else moved it first | {'barred'}: the target may not be promoted.
 # `bar` is a version to bar, `lift` whether the target's own bar is lifted.
 MOVE = """#!lua
-local scope, versions, audit, shared, due = unpack(KEYS)
+local scope, audit, shared, due = unpack(KEYS)
 local target, expected, bar, lift, shared_name, entry, due_member, at = unpack(ARGV)
 local active = redis.call('HGET', scope, 'active') or 'base'
 if active ~= expected then return {'moved', active} end
@@ -199,7 +199,7 @@ class ScopeStore:
         user_scope = scope.kind == "user"
         outcome, *rest = await self._redis.script(
             MOVE,
-            [keys.scope, keys.versions, keys.audit, keys.shared, keys.due],
+            [keys.scope, keys.audit, keys.shared, keys.due],
             target,
             expected,
             bar,

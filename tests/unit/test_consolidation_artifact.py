@@ -13,24 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from service.domain.slow_weights import AdapterVersion, Divergence, Margins, Scope, TrainReport, version_name
+from service.domain.slow_weights import AdapterVersion, Scope, version_name
 from service.errors import JobFailed
+from tests.factories import train_report
 from workers.consolidation.artifact import ASIDE, ORPHAN_SECONDS, aside, clean_orphans, publish
 
-KL = Divergence(mean_nats=0.01, upper95_nats=0.01, worst_nats=0.02, anchors=48, tokens=1000, budget_nats=0.1)
-REPORT = TrainReport(
-    train_examples=12,
-    heldout_examples=4,
-    steps=30,
-    first_loss=3.0,
-    last_loss=1.0,
-    scale=1.0,
-    kl_text=KL,
-    kl_chat=KL,
-    margins=Margins(base=0.0, current=0.0, candidate=1.0),
-    seconds=1.0,
-    device="cpu",
-)
+REPORT = train_report()
 
 
 def fill(folder, *, value=1.0):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from service.domain.slow_weights import NAME, AdapterVersion
 from service.errors import JobFailed
 from workers.consolidation.adapters import CONFIG, WEIGHTS
+from workers.files import fsync
 
 PROVENANCE = "provenance.json"
 # Worker folders begin with this, so no version's name can be one; they lie in the store, because a rename must stay in one file system.
@@ -62,17 +63,17 @@ def publish(folder: Path, version: AdapterVersion, *, store: Path) -> Path:
         return _published_before(target, version)
     (folder / PROVENANCE).write_text(version.model_dump_json(indent=2))
     for name in (WEIGHTS, CONFIG, PROVENANCE):
-        _sync(folder / name)
+        fsync(folder / name)
     verify(folder, version)
     folder.chmod(0o755)
-    _sync(folder)
+    fsync(folder)
     try:
         os.rename(folder, target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return _published_before(target, version)
         raise
-    _sync(store)
+    fsync(store)
     return target
 
 
@@ -117,14 +118,6 @@ def _published_before(target: Path, version: AdapterVersion) -> Path:
         raise JobFailed(f"{version.name} is in the store already and is another version; nothing was written")
     verify(target, there)
     return target
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(store: Path, error: Exception) -> str:
