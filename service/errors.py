@@ -13,7 +13,8 @@ FastslowError
 ├── UpstreamRejected          4xx  vLLM's own refusal, its status and message passed on
 ├── Unavailable               503  with Retry-After
 │   ├── EngineUnavailable     503  vLLM is away or overloaded
-│   └── StoreUnavailable      503  Redis is away, full or read-only
+│   ├── StoreUnavailable      503  Redis is away, full or read-only
+│   └── EmbedderUnavailable        the model behind recall; chats go on without it
 └── JobFailed                 (a consolidation ends as failed with this reason; never an HTTP reply)
 
 All survive pickling, because Celery pickles or re-raises the errors of tasks.
@@ -137,6 +138,10 @@ class EngineUnavailable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
+
+
+class EmbedderUnavailable(Unavailable):
+    code = "embedder_unavailable"
 
 
 class JobFailed(FastslowError):

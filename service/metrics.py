@@ -53,6 +53,12 @@ class Metrics:
             buckets=(0, 16, 32, 64, 128, 256, 512, 1024, 2048),
             registry=self.registry,
         )
+        self.recall = Counter(
+            "fastslow_recall_total",
+            "Recalls of exemplars by outcome: ok, timeout, unavailable; and feedback whose embeddings were not-remembered",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.served = Counter(
             "fastslow_chats_total", "Chats by what served them", ["served_by"], registry=self.registry
         )

@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     # Chat must answer unpersonalized, and feedback with 503, well before a client gives up.
     redis_timeout_seconds: float = Field(1.0, gt=0)
 
+    # -- recall -------------------------------------------------------------------------------------------------------
+    recall: bool = True
+    """Where a user's exemplars don't all fit, choose among them by their likeness to the prompt (needs the extra `recall`)."""
+    # A chat's prompt takes 5 to 50 ms to embed; past this the chat is served without.
+    recall_timeout_seconds: float = Field(0.25, gt=0)
+
     # -- consolidation ------------------------------------------------------------------------------------------------
     sweep_seconds: float = Field(600.0, gt=0)
     sweep_scopes: tuple[ScopeKind, ...] = ("user",)

@@ -1,10 +1,14 @@
 """Small fakes at our own seams. `FakeVllm` is a real HTTP server, so that the gateway's real client is what is tested."""
 
 import asyncio
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from aiohttp import web
+
+from service.embedding import WIDTH, Vectors
 
 MODEL = "smollm2-135m-instruct"
 
@@ -17,6 +21,32 @@ class RecordedJobs:
 
     async def consolidate(self, job_id: str) -> None:
         self.sent.append(job_id)
+
+
+class FakeEmbedder:
+    """Texts are alike as far as they share words. What it embedded is in `texts`; it waits while `free` is not set."""
+
+    def __init__(self, name: str = "words") -> None:
+        self.name = name
+        self.texts: list[str] = []
+        self.free = asyncio.Event()
+        self.free.set()
+        self.broken: Exception | None = None
+        self.closed = False
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        await self.free.wait()
+        if self.broken is not None:
+            raise self.broken
+        self.texts += texts
+        rows = np.zeros((len(texts), WIDTH), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                row[zlib.crc32(word.encode()) % WIDTH] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeVllm:

@@ -1,21 +1,24 @@
 """Every Redis key is read and written here and nowhere else; each Lua script lives in one typed method.
 
-`keys` names them, `users` holds interactions and logs, `scopes` adapter versions and pointers, `jobs` consolidations.
+`keys` names them, `users` holds interactions and logs, `scopes` adapter versions and pointers, `jobs` consolidations,
+`embeddings` vectors of exemplars.
 """
 
 from service.settings import Settings
 from service.store.connection import Connection
+from service.store.embeddings import EmbeddingStore
 from service.store.jobs import JobStore
 from service.store.scopes import ScopeStore
 from service.store.users import UserStore
 
 
 class Store:
-    """The three parts over one connection."""
+    """The parts over one connection."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
         self.users = UserStore(connection, state_cache_seconds=settings.state_cache_seconds)
+        self.embeddings = EmbeddingStore(connection, cache_seconds=settings.state_cache_seconds)
         self.scopes = ScopeStore(connection)
         self.jobs = JobStore(connection, retention_seconds=settings.job_retention_seconds)
 

@@ -5,7 +5,7 @@ scope. A user's own scope lies in the user's bucket, a tenant's cohorts and its 
 never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, users, user, due, scope, versions, scopes, shared, audit, open.
-All else is a cache or expires: state, int, idem, job, lease.
+All else is a cache or expires: state, embeddings, int, idem, job, lease.
 """
 
 import hashlib
@@ -65,6 +65,10 @@ class UserKeys:
         self.user = in_bucket(self.bucket, f"user:{self._id}")
         self.due = due(self.bucket)
         self.users = users_index(self.bucket, tenant)
+
+    def embeddings(self, model: str) -> str:
+        """Hash of the user's exemplars, item id -> vector under this model: float16, little-endian."""
+        return in_bucket(self.bucket, f"embeddings:{self._id}:{model}")
 
     def interaction(self, interaction_id: str) -> str:
         return in_bucket(self.bucket, f"int:{self._id}:{_digest(interaction_id)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parent.parent.parent / "service"
-HEAVY = ("torch", "transformers", "peft", "vllm")
+HEAVY = ("torch", "transformers", "peft", "vllm", "onnxruntime")
 
 
 @pytest.mark.parametrize("module", ["service.api.app", "service.cli", "workers.app", "workers.sweep", "workers.runner"])
