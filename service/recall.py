@@ -34,6 +34,7 @@ class Recall:
     def __init__(self, store: EmbeddingStore, embedder: Embedder | None, settings: Settings, metrics: Metrics) -> None:
         self._store = store
         self._embedder = embedder
+        self._enabled = settings.recall
         self._timeout_seconds = settings.recall_timeout_seconds
         self._metrics = metrics
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -47,10 +48,10 @@ class Recall:
             exemplars: oldest first. Where more than `MAX_COMPUTED` have no stored embedding, the oldest of those are left out.
 
         Returns:
-            None, and counted, where they are not to be had within the time limit.
+            None where recall is switched off or, and counted, where they are not to be had within the time limit.
         """
-        if not exemplars:
-            return {}
+        if not self._enabled or not exemplars:
+            return None
         if self._embedder is None or len(self._tasks) >= MAX_PENDING:
             self._count("unavailable")
             return None

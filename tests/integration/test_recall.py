@@ -149,6 +149,14 @@ async def test_a_model_that_fails_or_is_not_installed_costs_a_chat_its_recall(
     assert counted(metrics) == {"unavailable": 2}
 
 
+async def test_recall_that_is_switched_off_is_not_counted_as_missing(
+    store: Store, settings: Settings, metrics: Metrics
+) -> None:
+    off = Recall(store.embeddings, None, settings.model_copy(update={"recall": False}), metrics)
+    assert await off.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
+    assert counted(metrics) == {}
+
+
 async def test_redis_away_costs_a_chat_its_recall_and_a_feedback_its_embeddings(
     embedder: FakeEmbedder, settings: Settings, metrics: Metrics
 ) -> None:
