@@ -12,12 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.domain.fast_weights import Context, FastWeights, choose, render
+from service.contexts import Contexts, Wanted
+from service.domain.context import Context, render
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, Interaction, Message, VersionTuple
+from service.domain.items import Prior
+from service.domain.policy import optimize_at
 from service.engine import Engine
 from service.errors import ContextLengthExceeded, NotFound, StoreUnavailable
 from service.keys import Keys
 from service.metrics import Metrics
+from service.priors import Priors
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
@@ -29,6 +34,15 @@ NO_USER = "no-user"
 NO_STORE = "store-unavailable"
 NO_ADAPTER = "adapter-unavailable"
 NOT_RECORDED = "interaction-not-recorded"
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """What of the user a chat is served with, by the request's own wish."""
+
+    context: bool = True
+    adapter: bool = True
+    dry_run: bool = False
 
 
 @dataclass
@@ -56,15 +70,24 @@ class Serving:
     """Plans chats, remembers which adapters failed, records interactions."""
 
     def __init__(
-        self, store: Store, engine: Engine, tokens: Tokens, keys: Keys, settings: Settings, metrics: Metrics
+        self,
+        store: Store,
+        engine: Engine,
+        tokens: Tokens,
+        keys: Keys,
+        settings: Settings,
+        metrics: Metrics,
+        contexts: Contexts,
     ) -> None:
         self.store = store
         self.engine = engine
         self.tokens = tokens
+        self.contexts = contexts
         self.settings = settings
         self.metrics = metrics
         self._salt_key = keys.cache_salt_secret.encode()
         self._failed: dict[str, float] = {}
+        self.priors = Priors(store.cold_start, seconds=settings.cold_start_cache_seconds)
 
     async def plan(
         self,
@@ -74,6 +97,8 @@ class Serving:
         tenant: str,
         user: str | None,
         max_tokens: int | None,
+        seed: int | None = None,
+        wish: Personalization = Personalization(),
         without_adapter: bool = False,
     ) -> Plan:
         """Choose the context and the adapter for a conversation; `without_adapter` after vLLM has refused the one in use.
@@ -85,42 +110,54 @@ class Serving:
         degraded: list[str] = []
         state = await self._state(tenant=tenant, user=user, degraded=degraded)
         in_use = None if without_adapter else await self.adapter_in_use(state, tenant=tenant)
+        if not wish.adapter:
+            in_use = BASE, frozenset()
         if in_use is None:
             self._degrade(degraded, NO_ADAPTER)
         adapter, absorbed = in_use or (BASE, frozenset[str]())
         room, reply_tokens = self._room(messages, max_tokens)
+        context = Context(revision=state.fast_weights.revision)
+        if user is not None and wish.context:
+            priors = await self._priors(state, tenant=tenant, degraded=degraded)
+            wanted = Wanted(tenant, user, state.fast_weights, adapter, absorbed, priors)
+            context = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
         return Plan(
             id=interaction_id,
             tenant=tenant,
             user=user,
             messages=messages,
-            context=self.context(state.fast_weights, absorbed=absorbed, room=room),
+            context=context,
             version=VersionTuple(
-                model=self.settings.model_name, adapter=adapter, context_revision=state.fast_weights.revision
+                model=self.settings.model_name,
+                adapter=adapter,
+                context_revision=context.revision,
+                member=context.member,
             ),
             max_tokens=max_tokens or reply_tokens,
             degraded=degraded,
         )
 
-    def context(self, state: FastWeights, *, absorbed: frozenset[str], room: int | None = None) -> Context:
-        """The context that a chat with `room` tokens to spare is served with (as many as the settings allow if None)."""
-        budget = min(
-            self.settings.context_budget_tokens,
-            int(self.settings.max_model_len * self.settings.context_budget_share),
-        )
-        if room is not None:
-            budget = min(budget, room)
-        return choose(state, absorbed=absorbed, budget_tokens=budget, count=self.tokens.count)
-
     def upstream_body(self, plan: Plan, sampling: dict[str, Any]) -> dict[str, Any]:
         """The request to vLLM. Nothing of the client's gets into it but `sampling`, which the whitelist picked."""
         body: dict[str, Any] = {
             "model": plan.served_model,
-            "messages": [m.model_dump(exclude_none=True) for m in render(plan.context, plan.messages)],
+            "messages": rendered(plan),
             "max_tokens": plan.max_tokens,
             "cache_salt": self.cache_salt(plan.tenant, plan.user),
         }
         return body | sampling
+
+    def optimize_at(self, after: FastWeights, *, now: float, edited: bool = False) -> float | None:
+        """When the user's contexts should be optimized, None if there is no need."""
+        if not self.settings.optimize:
+            return None
+        return optimize_at(
+            after,
+            now=now,
+            feedbacks=self.settings.optimize_feedbacks,
+            seconds=self.settings.optimize_silence_seconds,
+            edited=edited,
+        )
 
     def cache_salt(self, tenant: str, user: str | None) -> str:
         """Keeps users apart in vLLM's prefix cache: an HMAC, so that nobody can compute another's."""
@@ -172,6 +209,17 @@ class Serving:
             self._degrade(degraded, NO_STORE)
             return ChatState(FastWeights(), None, ())
 
+    async def _priors(self, state: ChatState, *, tenant: str, degraded: list[str]) -> tuple[Prior, ...]:
+        # Without the user's own fast weights nobody knows what of them the user has removed.
+        if NO_STORE in degraded:
+            return ()
+        try:
+            return await self.priors.of(tenant=tenant, cohort=state.cohort)
+        except StoreUnavailable as error:
+            log.warning("a chat is served without what others of its cohort like: %s", error)
+            self._degrade(degraded, NO_STORE)
+            return ()
+
     async def adapter_in_use(self, state: ChatState, *, tenant: str) -> tuple[str, frozenset[str]] | None:
         """The version that serves a user and what it has absorbed, the base where there is none; None where it can't be served."""
         if not state.adapters:
@@ -201,6 +249,11 @@ class Serving:
 
     def _neutral(self, message: Message) -> Message:
         return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.tokens.neutralize))
+
+
+def rendered(plan: Plan) -> list[dict[str, Any]]:
+    """The messages as vLLM gets them, context included."""
+    return [m.model_dump(exclude_none=True) for m in render(plan.context, plan.messages)]
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Folder that consolidation publishes adapter versions to. Empty: `<data_dir>/adapters`."""
     adapter_cache_dir: str = ""
     """Replica-local folder that vLLM loads adapters from. Empty: `<data_dir>/adapter-cache`."""
+    archive_dir: str = ""
+    """Folder that the control workers share, for the oldest events of long logs. Empty: `<data_dir>/archive`."""
 
     # -- addresses of a local stack -----------------------------------------------------------------------------------
     host: str = "127.0.0.1"
@@ -74,12 +76,17 @@ class Settings(BaseSettings):
     """How long the gateway serves the base instead of an adapter that vLLM could not load, before it tries it again."""
 
     # -- feedback -----------------------------------------------------------------------------------------------------
-    max_comment_chars: int = Field(2000, ge=1)
+    max_comment_chars: int = Field(20000, ge=1)
+    """A guideline keeps its first thirty words; the log keeps all."""
     max_reply_chars: int = Field(20000, ge=1)
     """Longest correction or preferred text."""
     idempotency_seconds: int = Field(86400, ge=60)
     state_cache_seconds: int = Field(30 * 86400, ge=60)
     """How long the cached fold of a silent user stays; it is rebuilt from the log when it is gone."""
+    log_keep_events: int = Field(2000, ge=1)
+    """Newest events that a user's log keeps in Redis: a consolidation trains on far fewer. The rest is archived when it is twice as long."""
+    archive_seconds: float = Field(60.0, gt=0)
+    """How often long logs are looked for."""
     # Chat must answer unpersonalized, and feedback with 503, well before a client gives up.
     redis_timeout_seconds: float = Field(1.0, gt=0)
 
@@ -88,6 +95,33 @@ class Settings(BaseSettings):
     """Where a user's exemplars don't all fit, choose among them by their likeness to the prompt (needs the extra `recall`)."""
     # A chat's prompt takes 5 to 50 ms to embed; past this the chat is served without.
     recall_timeout_seconds: float = Field(0.25, gt=0)
+
+    # -- optimizing contexts ------------------------------------------------------------------------------------------
+    optimize: bool = True
+    """Whether contexts are optimized in the background at all."""
+    optimize_feedbacks: int = Field(5, ge=1)
+    """A user's contexts are optimized after this many new feedbacks..."""
+    optimize_silence_seconds: float = Field(60.0, ge=0)
+    """...or this long after the last one."""
+    optimize_tick_seconds: float = Field(2.0, gt=0)
+    """How often it is looked for users who are due."""
+    optimize_metric_calls: int = Field(120, ge=1)
+    """Most scorings of a context on one feedback in a search; each is one or two short replies."""
+    optimize_limit_seconds: int = Field(120, ge=1)
+    """A search ends with what it has after this long."""
+    reflection_url: str = ""
+    """Base URL (with `/v1`) of an OpenAI-compatible endpoint that proposes guidelines. It is shown the user's own feedback. Empty: none."""
+    reflection_model: str = ""
+    reflection_api_key: SecretStr = SecretStr("")
+    reflection_timeout_seconds: float = Field(30.0, gt=0)
+
+    # -- cold start (where a tenant has opted in) ---------------------------------------------------------------------
+    cold_start_seconds: float = Field(600.0, gt=0)
+    """How often what users have in common is counted."""
+    cold_start_min_users: int = Field(3, ge=2)
+    """An inferred guideline is offered to others when the optimizer kept it for this many users."""
+    cold_start_cache_seconds: float = Field(5.0, ge=0)
+    """How long a gateway goes on with what it read."""
 
     # -- consolidation ------------------------------------------------------------------------------------------------
     sweep_seconds: float = Field(600.0, gt=0)
@@ -150,12 +184,26 @@ class Settings(BaseSettings):
     """Linear layers that adapters change, by Llama's names. Never `lm_head`: prompt_logprobs would kill vLLM then."""
 
     @property
+    def most_context_tokens(self) -> int:
+        """Most tokens that any context may take."""
+        return min(self.context_budget_tokens, int(self.max_model_len * self.context_budget_share))
+
+    @property
     def adapter_store_dir(self) -> Path:
         return Path(self.adapter_store) if self.adapter_store else self.data_dir / "adapters"
 
     @property
     def adapter_cache(self) -> Path:
         return Path(self.adapter_cache_dir) if self.adapter_cache_dir else self.data_dir / "adapter-cache"
+
+    @property
+    def archive(self) -> Path:
+        return Path(self.archive_dir) if self.archive_dir else self.data_dir / "archive"
+
+    @property
+    def log_most_events(self) -> int:
+        """A log that is longer is archived."""
+        return 2 * self.log_keep_events
 
     @property
     def model_path(self) -> str:

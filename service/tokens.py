@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from service.domain.fast_weights import TOKENS_AROUND_MESSAGE, neutralize
+from service.domain.context import TOKENS_AROUND_MESSAGE, neutralize
 from service.domain.feedback import Message
 from service.errors import FastslowError
 

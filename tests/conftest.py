@@ -33,7 +33,24 @@ KEYS = Keys(
     vllm_api_key="vllm-key",
 )
 
-DURABLE = ("log", "users", "user", "due", "scope", "versions", "scopes", "shared", "audit", "open")
+DURABLE = (
+    "log",
+    "snapshot",
+    "users",
+    "user",
+    "due",
+    "optimize",
+    "long",
+    "scope",
+    "versions",
+    "scopes",
+    "shared",
+    "audit",
+    "open",
+    "counts",
+    "cold",
+    "opted-in",
+)
 """What may be kept for ever (service/store/keys.py); every other key must expire."""
 
 

@@ -1,7 +1,7 @@
 """Real corrections for consolidation's tests: a user who wants one short sentence that ends with the word "indeed"."""
 
-from service.domain.fast_weights import fold
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
+from service.domain.fold import fold
 from workers.consolidation.work import UserLog
 
 CORRECTIONS = {

@@ -1,7 +1,7 @@
 """Domain objects for tests, with only what a test says different from the ordinary."""
 
-from service.domain.fast_weights import apply
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
+from service.domain.fold import apply
 from service.domain.slow_weights import (
     AdapterVersion,
     Divergence,
@@ -86,7 +86,7 @@ async def give_feedback(store: Store, n: int, *, user: str = "alice", tenant: st
     signals = Signals(comment=f"rule {n}", correction=f"wanted {n}")
     event = FeedbackEvent(revision=n, at=float(n), interaction=interaction.model_copy(update={"signals": signals}))
     state = await store.users.fast_weights(tenant=tenant, user=user)
-    await store.users.append(event, apply(state, event), idempotency_key=None, receipt=b"", idempotency_seconds=60)
+    await store.users.append(event, apply(state, event), tenant=tenant, user=user, optimize_at=float(n))
 
 
 ALICE = Scope(kind="user", name="alice")

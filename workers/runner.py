@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
-from service.domain.fast_weights import fold
 from service.domain.feedback import BASE
 from service.domain.slow_weights import AdapterVersion, Reject, Scope, TrainReport
 from service.engine import Engine
 from service.errors import EngineUnavailable, JobFailed, StoreUnavailable, UpstreamRejected
+from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
 from service.store.jobs import Job, State
@@ -148,6 +148,9 @@ async def run_job(job_id: str, *, store: Store, engine: Engine, settings: Settin
             await _consolidate(run, store=store, engine=engine, consolidate=consolidate)
     except LeaseLost:
         log.warning("job %s: the lease is gone, its next worker will end it", job_id)
+        return
+    if run.job.state == "promoted":
+        await score_again(store, settings, Scope.parse(job.scope), tenant=job.tenant, now=time.time())
 
 
 async def _consolidate(run: JobRun, *, store: Store, engine: Engine, consolidate: Consolidate) -> None:
@@ -195,10 +198,10 @@ async def gather(job: Job, store: Store) -> Work:
     if state.active != BASE:
         watermark = (await store.scopes.version(state.active, scope, tenant=job.tenant)).watermark
     users: dict[str, UserLog] = {}
-    for user in await _members(scope, store, tenant=job.tenant):
-        events = await store.users.events(tenant=job.tenant, user=user)
-        if events:
-            users[user] = UserLog.of(events, watermark=watermark.get(user, 0), fast_weights=fold(events))
+    for user in await store.members.of(scope, tenant=job.tenant):
+        history = await store.users.log(tenant=job.tenant, user=user)
+        if history.events:
+            users[user] = UserLog.of(history.events, watermark=watermark.get(user, 0), fast_weights=history.fold())
     if not users:
         raise JobFailed(f"there is no feedback in {scope}")
     return Work(
@@ -210,15 +213,6 @@ async def gather(job: Job, store: Store) -> Work:
         created=job.created,
         users=users,
     )
-
-
-async def _members(scope: Scope, store: Store, *, tenant: str) -> list[str]:
-    if scope.kind == "user":
-        return [scope.name]
-    users = await store.users.users(tenant=tenant)
-    if scope.kind == "global":
-        return users
-    return [user for user in users if await store.users.cohort(tenant=tenant, user=user) == scope.name]
 
 
 async def probe(engine: Engine, version: AdapterVersion) -> None:

@@ -56,9 +56,10 @@ async def _pending(store: Store, settings: Settings, *, now: float) -> dict[tupl
         settled = True
         for scope in await _scopes(store, settings, tenant=tenant, user=user):
             looked_at = await looked_at_revision(store, scope, tenant=tenant, user=user)
-            if head > looked_at:
+            new = await store.users.feedback_after(looked_at, tenant=tenant, user=user) if head > looked_at else 0
+            if new:
                 settled = False
-                found.setdefault((tenant, scope), []).append((head - looked_at, since))
+                found.setdefault((tenant, scope), []).append((new, since))
         if settled:
             await store.jobs.settle(tenant=tenant, user=user, revision=head, now=now)
     return found

@@ -15,13 +15,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import admin, chat, feedback, health, users
+from service.api import admin, chat, cold_start, feedback, health, users
 from service.api.auth import Authenticator
+from service.contexts import Contexts
+from service.embedding import Embedder, load_embedder
 from service.engine import Engine, VllmEngine
 from service.errors import BodyTooLarge, FastslowError, InvalidFields, InvalidRequest, NotFound
 from service.jobs import CeleryJobs, Jobs
 from service.keys import Keys, load_keys
 from service.metrics import Metrics
+from service.recall import Recall
 from service.serving import Serving
 from service.settings import Settings
 from service.store import Store, open_store
@@ -30,12 +33,24 @@ from service.tokens import Tokens, load_tokens
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, store: Store, engine: Engine, tokens: Tokens, keys: Keys, jobs: Jobs) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    store: Store,
+    engine: Engine,
+    tokens: Tokens,
+    keys: Keys,
+    jobs: Jobs,
+    embedder: Embedder | None = None,
+) -> FastAPI:
     """The application over these dependencies, which it closes when it ends."""
+    metrics = Metrics()
+    recall = Recall(store.embeddings, embedder, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await recall.aclose()
         await engine.close()
         await store.close()
 
@@ -47,12 +62,13 @@ def create_app(settings: Settings, *, store: Store, engine: Engine, tokens: Toke
         # A body without a Content-Type is taken for JSON, as curl's users expect.
         strict_content_type=False,
     )
-    app.state.metrics = Metrics()
+    app.state.metrics = metrics
     app.state.store = store
     app.state.jobs = jobs
     app.state.authenticator = Authenticator(keys, settings)
-    app.state.serving = Serving(store, engine, tokens, keys, settings, app.state.metrics)
-    for module in (chat, feedback, users, admin, health):
+    contexts = Contexts(tokens, settings, recall)
+    app.state.serving = Serving(store, engine, tokens, keys, settings, metrics, contexts)
+    for module in (chat, feedback, users, admin, cold_start, health):
         app.include_router(module.router)
     app.add_exception_handler(FastslowError, _render_error)
     app.add_exception_handler(RequestValidationError, _render_validation)
@@ -73,6 +89,7 @@ def app_from_env() -> FastAPI:
         tokens=load_tokens(settings.model_path),
         keys=load_keys(settings.keys_path),
         jobs=CeleryJobs(settings),
+        embedder=load_embedder(settings),
     )
     # A full collection looks through all that was made until here, 0.1 s with every request waiting; frozen, it is left out.
     gc.collect()
@@ -138,7 +155,9 @@ async def _render_validation(request: Request, error: Exception) -> JSONResponse
         return await _render_error(
             request, InvalidRequest(f"The body is not valid JSON: {problem}.", code="invalid_json")
         )
-    param = _field(first["loc"][1:], error.body, missing=first["type"] == "missing") or None
+    place, *path = first["loc"]
+    named = place != "body" and path
+    param = str(path[0]) if named else _field(tuple(path), error.body, missing=first["type"] == "missing") or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a parameter of this call"

@@ -12,11 +12,11 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import Caller, authenticated, user_of
-from service.api.schemas import PASSED_ON, ChatRequest
+from service.api.schemas import PASSED_ON, ChatRequest, DryRunReply
 from service.domain.feedback import BASE
 from service.engine import DONE
 from service.errors import EngineUnavailable, FastslowError, InvalidRequest, ModelNotFound, UpstreamRejected
-from service.serving import NOT_RECORDED, Plan, Serving
+from service.serving import NOT_RECORDED, Plan, Serving, rendered
 
 router = APIRouter()
 T = TypeVar("T")
@@ -63,8 +63,12 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
             tenant=caller.tenant,
             user=user,
             max_tokens=body.max_completion_tokens or body.max_tokens,
+            seed=body.seed,
+            wish=body.wish(),
             without_adapter=rejected is not None,
         )
+        if body.wish().dry_run:
+            return _dry_run(plan, body, clock, serving)
         try:
             response = await serve(request, body, serving, plan, clock)
         except UpstreamRejected as error:
@@ -90,10 +94,27 @@ def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
     headers = {
         "x-fastslow-adapter": plan.version.adapter,
         "x-fastslow-context-revision": str(plan.version.context_revision),
+        "x-fastslow-context-member": plan.version.member,
         "x-fastslow-context-tokens": str(plan.context.tokens),
         "x-fastslow-overhead-ms": f"{own_seconds * 1000:.2f}",
     }
     return headers | ({"x-fastslow-degraded": ",".join(plan.degraded)} if plan.degraded else {})
+
+
+def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> Response:
+    """What would be sent to vLLM, and nothing is; no interaction is stored."""
+    reply = DryRunReply(
+        model=body.model,
+        adapter=plan.version.adapter,
+        context_revision=plan.version.context_revision,
+        member=plan.version.member,
+        context_tokens=plan.context.tokens,
+        items=list(plan.context.items),
+        messages=rendered(plan),
+        degraded=plan.degraded,
+    )
+    content = orjson.dumps(reply.model_dump())
+    return Response(content, media_type="application/json", headers=_headers(plan, clock, serving))
 
 
 async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:

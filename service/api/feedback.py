@@ -1,31 +1,20 @@
 """`POST /v1/feedback`: record what the user said of an interaction, and learn from it before replying."""
 
-import hashlib
 import time
 from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 
 from service.api.auth import Caller, authenticated, user_of
+from service.api.log_writes import IdempotencyKey, LogWrite, check_length
 from service.api.schemas import FeedbackReply, FeedbackRequest, PreferenceBody
-from service.domain.fast_weights import apply
 from service.domain.feedback import FeedbackEvent, Interaction, Preference, merge_signals
-from service.errors import Conflict, InvalidFields, NotFound, StoreUnavailable
+from service.domain.fold import apply
+from service.errors import InvalidFields, NotFound
 from service.serving import Serving
 from service.store.users import FeedbackInputs
 
 router = APIRouter()
-
-# Feedback of one user that arrives at once is applied one after the other; each retry means that another one got through.
-ATTEMPTS = 32
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1, max_length=255, description="Makes a retry harmless; the same key with another body is a 409."
-    ),
-]
 
 
 @router.post("/v1/feedback", summary="Feedback about an interaction")
@@ -40,88 +29,59 @@ async def feedback(
     if user is None:
         raise InvalidFields("Name the user: send the header X-User-ID, or the field 'user'.", param="user")
     check_lengths(body, serving)
-    for _ in range(ATTEMPTS):
-        try:
-            reply = await _give(body, serving, tenant=caller.tenant, user=user, idempotency_key=idempotency_key)
-        except Conflict as conflict:
-            if conflict.code != "log_moved_on":
-                raise
-            continue
-        for signal in body.named_signals():
-            serving.metrics.signals.labels(signal).inc()
-        serving.metrics.feedback.observe(time.perf_counter() - request.state.started)
-        return reply
-    raise StoreUnavailable("Too much feedback of this user arrives at once: send it again.")
+    write = LogWrite(serving, body, tenant=caller.tenant, user=user, idempotency_key=idempotency_key)
+    reply = await write.through(lambda: _give(body, write))
+    for signal in body.named_signals():
+        serving.metrics.signals.labels(signal).inc()
+    serving.metrics.feedback.observe(time.perf_counter() - request.state.started)
+    return reply
 
 
-async def _give(
-    body: FeedbackRequest, serving: Serving, *, tenant: str, user: str, idempotency_key: str | None
-) -> FeedbackReply:
+async def _give(body: FeedbackRequest, write: LogWrite) -> FeedbackReply:
     """One try: read, apply, append.
 
     Raises:
         Conflict: `log_moved_on` asks for another try; otherwise the idempotency key was used with another body.
         NotFound: the interaction, or the preferred other one, is not this user's or has expired.
     """
-    users, settings = serving.store.users, serving.settings
-    fingerprint = hashlib.sha256(
-        orjson.dumps(body.model_dump(exclude_unset=True), option=orjson.OPT_SORT_KEYS)
-    ).hexdigest()
-    other_id = body.preference.interaction_id if body.preference else None
-    inputs = await users.feedback_inputs(
-        body.interaction_id, tenant=tenant, user=user, other_id=other_id, idempotency_key=idempotency_key
+    serving = write.serving
+    inputs = await serving.store.users.feedback_inputs(
+        body.interaction_id,
+        tenant=write.tenant,
+        user=write.user,
+        other_id=body.preference.interaction_id if body.preference else None,
+        idempotency_key=write.key,
     )
-    if idempotency_key is not None and inputs.receipt is not None:
-        return _replayed(inputs.receipt, fingerprint)
+    if (answer := write.answered(inputs.receipt)) is not None:
+        return FeedbackReply.model_validate(answer)
     if inputs.interaction is None:
         raise NotFound(
             f"This user has no interaction '{body.interaction_id}': give the completion's id, within "
-            f"{settings.interaction_retention_seconds // 86400} days.",
+            f"{serving.settings.interaction_retention_seconds // 86400} days.",
             param="interaction_id",
             code="unknown_interaction",
         )
-    interaction, previous = inputs.interaction, inputs.interaction.signals
+    before, interaction, previous = inputs.fast_weights, inputs.interaction, inputs.interaction.signals
     signals = merge_signals(previous, _changes(body, interaction, inputs, serving))
     changed = signals != previous
-    reply = FeedbackReply(
-        interaction_id=interaction.id, context_revision=inputs.fast_weights.revision + changed, changed=changed
-    )
-    receipt = orjson.dumps({"fingerprint": fingerprint, "reply": reply.model_dump()})
+    reply = FeedbackReply(interaction_id=interaction.id, context_revision=before.revision + changed, changed=changed)
     if not changed:
-        if idempotency_key is not None:
-            await users.remember(
-                tenant=tenant,
-                user=user,
-                idempotency_key=idempotency_key,
-                receipt=receipt,
-                seconds=settings.idempotency_seconds,
-            )
+        await write.remember(reply.model_dump())
         return reply
+    rated_anew = signals.stated_rating() != previous.stated_rating()
     event = FeedbackEvent(
         revision=reply.context_revision,
         at=time.time(),
-        interaction=interaction.model_copy(update={"signals": signals}),
+        interaction=interaction.model_copy(
+            update={"signals": signals, "rated_at": before.clock + 1 if rated_anew else interaction.rated_at}
+        ),
         previous=previous,
+        previous_rated_at=interaction.rated_at,
     )
-    earlier = await users.append(
-        event,
-        apply(inputs.fast_weights, event),
-        idempotency_key=idempotency_key,
-        receipt=receipt,
-        idempotency_seconds=settings.idempotency_seconds,
-    )
-    return reply if earlier is None else _replayed(earlier, fingerprint)
-
-
-def _replayed(receipt: bytes, fingerprint: str) -> FeedbackReply:
-    before = orjson.loads(receipt)
-    if before["fingerprint"] != fingerprint:
-        raise Conflict(
-            "This Idempotency-Key was used with another body: use a new key for new feedback.",
-            param="Idempotency-Key",
-            code="idempotency_key_reused",
-        )
-    return FeedbackReply.model_validate(before["reply"])
+    after = apply(before, event)
+    optimize_at = serving.optimize_at(after, now=event.at)
+    answer = await write.append(event, before=before, after=after, answer=reply.model_dump(), optimize_at=optimize_at)
+    return FeedbackReply.model_validate(answer)
 
 
 def _changes(
@@ -166,12 +126,8 @@ def check_lengths(body: FeedbackRequest, serving: Serving) -> None:
     """
     settings = serving.settings
     preferred = body.preference.text if body.preference else None
-    for param, text, limit in (
-        ("comment", body.comment, settings.max_comment_chars),
-        ("correction", body.correction, settings.max_reply_chars),
-        ("preference.text", preferred, settings.max_reply_chars),
-    ):
-        if text is not None and len(text) > limit:
-            raise InvalidFields(f"'{param}' has {len(text)} characters; the limit is {limit}.", param=param)
-        if param == "preference.text" and text is not None and not text.strip():
-            raise InvalidFields("'preference.text' is blank.", param=param)
+    check_length(body.comment, settings.max_comment_chars, param="comment")
+    check_length(body.correction, settings.max_reply_chars, param="correction")
+    check_length(preferred, settings.max_reply_chars, param="preference.text")
+    if preferred is not None and not preferred.strip():
+        raise InvalidFields("'preference.text' is blank.", param="preference.text")

@@ -4,15 +4,17 @@ A chat request is OpenAI's. Fields that OpenAI clients send and that mean nothin
 field is an error that names it, because a setting that is silently ignored is a lie.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from service.domain.fast_weights import Credit, FastWeights
 from service.domain.feedback import RATING_DIGITS, Message
+from service.serving import Personalization
 
 # A name in a log line, a metric or an audit entry; longer ones are a mistake.
 MAX_ID_CHARS = 256
+COHORT = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
@@ -40,6 +42,19 @@ class ChatMessage(BaseModel):
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
+
+
+class PersonalizationBody(BaseModel):
+    """Our extension of the chat request: what of the user it is served with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    context: bool = True
+    """Whether the user's context is put before the conversation."""
+    adapter: bool = True
+    """Whether the user's adapter serves, where there is one."""
+    dry_run: bool = False
+    """Answer with the messages as they would be sent, and generate nothing."""
 
 
 class ChatRequest(BaseModel):
@@ -74,6 +89,8 @@ class ChatRequest(BaseModel):
     user: Id | None = None
     safety_identifier: Id | None = None
     metadata: dict[str, Any] | None = None
+    # Ours; OpenAI's client sends it by `extra_body`. false switches both context and adapter off.
+    personalization: bool | PersonalizationBody = True
     # Accepted because clients send them; they change nothing.
     n: Literal[1] | None = None
     store: bool | None = None
@@ -93,6 +110,12 @@ class ChatRequest(BaseModel):
         """The user that the body names."""
         named = self.user or self.safety_identifier or (self.metadata or {}).get("user_id")
         return named if isinstance(named, str) else None
+
+    def wish(self) -> Personalization:
+        """What of the user this chat is to be served with."""
+        if isinstance(self.personalization, bool):
+            return Personalization(context=self.personalization, adapter=self.personalization)
+        return Personalization(**self.personalization.model_dump())
 
     def conversation(self) -> list[Message]:
         """The messages in our own terms; `developer` is `system` to an open model's template."""
@@ -124,6 +147,22 @@ PASSED_ON = {
     "parallel_tool_calls",
 }
 """The whitelist of sampling fields in a request to vLLM."""
+
+
+class DryRunReply(BaseModel):
+    """What a chat with `"personalization": {"dry_run": true}` answers."""
+
+    object: Literal["chat.dry_run"] = "chat.dry_run"
+    model: str
+    adapter: str
+    context_revision: int
+    member: str
+    """Which of the user's population of contexts was drawn."""
+    context_tokens: int
+    items: list[str]
+    """Ids of the context items, as they are rendered."""
+    messages: list[dict[str, Any]]
+    degraded: list[str]
 
 
 class PreferenceBody(BaseModel):
@@ -202,55 +241,6 @@ class FeedbackReply(BaseModel):
     """False where the feedback said what already stood."""
 
 
-class ItemView(BaseModel):
-    """One context item as people see it."""
-
-    id: str
-    kind: Literal["guideline", "exemplar"]
-    text: str | None = None
-    prompt: str | None = None
-    reply: str | None = None
-    rejected: str | None = None
-    helpful: float
-    harmful: float
-    sources: list[str]
-    in_context: bool
-    """Whether it is rendered now, under the token budget and the adapter in use."""
-    absorbed: bool
-    """Whether the adapter version in use makes it unnecessary."""
-
-
-class ContextReply(BaseModel):
-    """`GET /v1/users/{user}/context`."""
-
-    object: Literal["context"] = "context"
-    user: str
-    revision: int
-    adapter: str
-    tokens: int
-    budget_tokens: int
-    items: list[ItemView]
-
-
-def item_views(state: FastWeights, *, chosen: frozenset[str], absorbed: frozenset[str]) -> list[ItemView]:
-    """All items of a user, guidelines first, by age."""
-    views = []
-    for item in sorted((*state.guidelines.values(), *state.exemplars.values()), key=lambda i: (i.id[0] != "g", i.born)):
-        credit = state.credits.get(item.id, Credit())
-        views.append(
-            ItemView(
-                kind="guideline" if item.id.startswith("g-") else "exemplar",
-                helpful=credit.helpful,
-                harmful=credit.harmful,
-                in_context=item.id in chosen,
-                absorbed=item.id in absorbed,
-                **item.model_dump(exclude={"sources"}),
-                sources=list(item.sources),
-            )
-        )
-    return views
-
-
 class ConsolidationRequest(BaseModel):
     """`POST /v1/admin/consolidations`."""
 
@@ -283,5 +273,5 @@ class CohortRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cohort: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None
+    cohort: Annotated[str, Field(pattern=COHORT)] | None
     """null takes the user out of any."""

@@ -82,15 +82,15 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
             Child(
                 name,
                 title,
-                (*celery, "worker", "-Q", queue, "--concurrency", "1", "-n", f"{name}@%h", "--loglevel", "INFO"),
+                (*celery, "worker", "-Q", queue, "--concurrency", at_once, "-n", f"{name}@%h", "--loglevel", "INFO"),
                 log_says(logs / f"{name}.log", " ready."),
                 env,
                 stop_seconds=WORKER_STOP_SECONDS,
             )
-            # A sweep must not wait behind a consolidation, which takes minutes.
-            for name, title, queue in (
-                ("worker", "the worker", CONSOLIDATE_QUEUE),
-                ("control", "the control worker", CONTROL_QUEUE),
+            # A sweep must not wait behind a consolidation, which takes minutes, nor behind an optimization of contexts.
+            for name, title, queue, at_once in (
+                ("worker", "the worker", CONSOLIDATE_QUEUE, "1"),
+                ("control", "the control worker", CONTROL_QUEUE, "2"),
             )
         ),
         Child(

@@ -1,13 +1,18 @@
 """Every Redis key is read and written here and nowhere else; each Lua script lives in one typed method.
 
 `keys` names them, `users` holds interactions and logs, `scopes` adapter versions and pointers, `jobs` consolidations,
-`embeddings` vectors of exemplars.
+`optimizations` whose contexts want optimizing, `embeddings` vectors of exemplars, `cold_start` what new users start from, `members` reads
+over many users at once.
 """
 
 from service.settings import Settings
+from service.store.archives import ArchiveStore
+from service.store.cold_start import ColdStartStore
 from service.store.connection import Connection
 from service.store.embeddings import EmbeddingStore
 from service.store.jobs import JobStore
+from service.store.members import MemberStore
+from service.store.optimizations import OptimizationStore
 from service.store.scopes import ScopeStore
 from service.store.users import UserStore
 
@@ -17,9 +22,17 @@ class Store:
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
-        self.users = UserStore(connection, state_cache_seconds=settings.state_cache_seconds)
+        self.users = UserStore(
+            connection,
+            state_cache_seconds=settings.state_cache_seconds,
+            log_most_events=settings.log_most_events,
+        )
+        self.members = MemberStore(connection, self.users)
+        self.cold_start = ColdStartStore(connection)
+        self.archives = ArchiveStore(connection)
         self.embeddings = EmbeddingStore(connection, cache_seconds=settings.state_cache_seconds)
         self.scopes = ScopeStore(connection)
+        self.optimizations = OptimizationStore(connection)
         self.jobs = JobStore(connection, retention_seconds=settings.job_retention_seconds)
 
     async def close(self) -> None:

@@ -4,13 +4,15 @@ All keys of a user carry the hash tag of the user's bucket, so one script may to
 scope. A user's own scope lies in the user's bucket, a tenant's cohorts and its global scope in the tenant's. A fixed number of buckets,
 never changed, makes each tenant-wide question a pipeline of that many reads.
 
-Durable (no TTL): log, users, user, due, scope, versions, scopes, shared, audit, open.
-All else is a cache or expires: state, embeddings, int, idem, job, lease.
+Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
+opted-in.
+All else is a cache or expires: state, embeddings, int, idem, job, lease, optimizing.
 """
 
 import hashlib
 import zlib
 
+from service.domain.fast_weights import FOLD
 from service.domain.slow_weights import Scope
 
 BUCKETS = 256
@@ -38,6 +40,16 @@ def open_jobs(bucket: int) -> str:
     return in_bucket(bucket, "open")
 
 
+def optimize(bucket: int) -> str:
+    """Sorted set of `tenant\\0user` whose contexts want optimizing, scored by the time when to."""
+    return in_bucket(bucket, "optimize")
+
+
+def long(bucket: int) -> str:
+    """Sorted set of `tenant\\0user` whose log has grown long enough to be archived, scored by the time when it had."""
+    return in_bucket(bucket, "long")
+
+
 def users_index(bucket: int, tenant: str) -> str:
     """Sorted set of the users of a tenant that ever gave feedback, scored by the time of the last."""
     return in_bucket(bucket, f"users:{tenant}")
@@ -53,6 +65,16 @@ def audit(bucket: int, tenant: str) -> str:
     return in_bucket(bucket, f"audit:{tenant}")
 
 
+def opted_in(bucket: int) -> str:
+    """Set of the tenants of this bucket that have cold start on."""
+    return in_bucket(bucket, "opted-in")
+
+
+def counts() -> str:
+    """Hash of what workers count, for the gateway's metrics: `name\\0label` -> how often."""
+    return in_bucket(0, "counts")
+
+
 class UserKeys:
     """The keys of one user of one tenant."""
 
@@ -61,7 +83,14 @@ class UserKeys:
         self.member = f"{tenant}\0{user}"
         self._id = _digest(tenant, user)
         self.log = in_bucket(self.bucket, f"log:{self._id}")
-        self.state = in_bucket(self.bucket, f"state:{self._id}")
+        self.state = in_bucket(self.bucket, f"state:{self._id}:{FOLD}")
+        self.snapshot = in_bucket(self.bucket, f"snapshot:{self._id}")
+        """The fold of the events before the log's first, where some were archived."""
+        self.folder = f"{_digest(tenant)}/{self._id}"
+        """Where the archive keeps the user's oldest events, in file systems' terms."""
+        self.long = long(self.bucket)
+        self.optimize = optimize(self.bucket)
+        self.optimizing = in_bucket(self.bucket, f"optimizing:{self._id}")
         self.user = in_bucket(self.bucket, f"user:{self._id}")
         self.due = due(self.bucket)
         self.users = users_index(self.bucket, tenant)
@@ -95,6 +124,17 @@ class ScopeKeys:
 
     def job(self, job_id: str) -> str:
         return in_bucket(self.bucket, f"job:{job_id}")
+
+
+class ColdStartKeys:
+    """The keys of one tenant's cold start."""
+
+    def __init__(self, tenant: str) -> None:
+        bucket = _bucket(tenant)
+        self.cold = in_bucket(bucket, f"cold:{tenant}")
+        """Hash of `revision`, `enabled`, and `priors:<scope>` -> JSON list of priors."""
+        self.opted_in = opted_in(bucket)
+        self.audit = audit(bucket, tenant)
 
 
 def shared_adapters(tenant: str) -> str:

@@ -38,17 +38,20 @@ CACHED_VERSIONS = 10_000
 
 
 class AuditEntry(Frozen):
-    """One move of a scope's pointer."""
+    """One move of a scope's pointer, or one setting of what its new users start from."""
 
     at: float
-    action: Literal["promote", "rollback"]
+    action: Literal["promote", "rollback", "cold-start", "guidelines"]
     tenant: str
     scope: str
-    from_version: str
-    to_version: str
+    from_version: str | None = None
+    """Of a pointer, as is `to_version`."""
+    to_version: str | None = None
     actor: str
     """`admin` with the last four characters of the key, or `job` with its id."""
-    reason: str
+    reason: str = ""
+    set_to: tuple[str, ...] = ()
+    """Of a setting: `on` or `off`, or the guidelines."""
 
 
 @dataclass(frozen=True)

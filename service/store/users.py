@@ -1,19 +1,24 @@
 """Users: interactions, the log of feedback, the cached fold of it."""
 
+import asyncio
+import logging
 from dataclasses import dataclass
 
-from service.domain.fast_weights import FastWeights, fold
+from service.domain.events import Event, parse_event
+from service.domain.fast_weights import FOLD, FastWeights, Snapshot
 from service.domain.feedback import FeedbackEvent, Interaction
+from service.domain.fold import fold
 from service.domain.slow_weights import Scope
 from service.errors import Conflict, NotFound
 from service.store.connection import Connection
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, shared_adapters, users_index
 
-# Appends the event, sets the interaction's standing signals and the cached fold, marks the user as due, remembers the idempotency key.
+# Appends the event, sets the cached fold and, of a feedback, the interaction's standing signals; marks the user as due for consolidation
+# (a feedback does), for optimization (or as settled), and for the archive where the log is long; remembers the idempotency key.
 # {'ok'} | {'replayed', receipt}: the key was used | {'conflict'}: the log has moved on | {'expired'}: the interaction is gone.
 APPEND = """#!lua
-local log, state, interaction, due, users, idem = unpack(KEYS)
-local revision, event, fold, state_ttl, snapshot, member, user, at, receipt, idem_ttl = unpack(ARGV)
+local log, state, due, optimize, long, users, idem, interaction = unpack(KEYS)
+local revision, event, fold, state_ttl, member, user, at, optimize_at, most, receipt, idem_ttl, snapshot = unpack(ARGV)
 if receipt ~= '' then
   local before = redis.call('GET', idem)
   if before then return {'replayed', before} end
@@ -21,11 +26,15 @@ end
 local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
 local head = #last > 0 and tonumber(string.match(last[1][1], '^%d+')) or 0
 if head + 1 ~= tonumber(revision) then return {'conflict'} end
-if redis.call('EXISTS', interaction) == 0 then return {'expired'} end
+if interaction then
+  if redis.call('EXISTS', interaction) == 0 then return {'expired'} end
+  redis.call('SET', interaction, snapshot, 'KEEPTTL')
+  redis.call('ZADD', due, 'NX', at, member)
+end
 redis.call('XADD', log, revision .. '-0', 'event', event)
 redis.call('SET', state, fold, 'EX', state_ttl)
-redis.call('SET', interaction, snapshot, 'KEEPTTL')
-redis.call('ZADD', due, 'NX', at, member)
+if optimize_at == '' then redis.call('ZREM', optimize, member) else redis.call('ZADD', optimize, optimize_at, member) end
+if redis.call('XLEN', log) > tonumber(most) then redis.call('ZADD', long, 'NX', at, member) end
 redis.call('ZADD', users, at, user)
 if receipt ~= '' then redis.call('SET', idem, receipt, 'EX', idem_ttl) end
 return {'ok'}
@@ -39,6 +48,10 @@ return 1
 """
 
 LOG_PAGE = 500
+# A log is trimmed once in thousands of feedbacks: twice during one read does not happen.
+READS = 2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +75,26 @@ class FeedbackInputs:
     """What was answered to this idempotency key before."""
 
 
+@dataclass(frozen=True)
+class UserHistory:
+    """A part of a user's log up to its end."""
+
+    start: FastWeights
+    """The fold of all that came before."""
+    events: list[Event]
+
+    def fold(self) -> FastWeights:
+        """The fast weights as they are now."""
+        return fold(self.events, self.start)
+
+
 class UserStore:
     """Reads and writes of one user's data. Every method names tenant and user, so none can reach across."""
 
-    def __init__(self, connection: Connection, *, state_cache_seconds: int) -> None:
+    def __init__(self, connection: Connection, *, state_cache_seconds: int, log_most_events: int) -> None:
         self._redis = connection
         self._state_seconds = state_cache_seconds
+        self._log_most_events = log_most_events
 
     async def chat_state(self, *, tenant: str, user: str) -> ChatState:
         """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
@@ -103,7 +130,8 @@ class UserStore:
             return FastWeights.model_validate_json(state)
         if not has_log:
             return FastWeights()
-        rebuilt = fold(await self._events(keys, after=0))
+        # Some tenths of a second for thousands of events: other users' chats go on meanwhile.
+        rebuilt = await asyncio.to_thread((await self._log(keys)).fold)
         await self._redis.script(
             CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
         )
@@ -140,17 +168,21 @@ class UserStore:
 
     async def append(
         self,
-        event: FeedbackEvent,
+        event: Event,
         after: FastWeights,
         *,
-        idempotency_key: str | None,
-        receipt: bytes,
-        idempotency_seconds: int,
+        tenant: str,
+        user: str,
+        optimize_at: float | None,
+        idempotency_key: str | None = None,
+        receipt: bytes = b"",
+        idempotency_seconds: int = 60,
     ) -> bytes | None:
         """Append one event and all that follows from it, in one atomic step.
 
         Args:
             after: the fast weights with the event folded in.
+            optimize_at: when the user's contexts should be optimized, seconds since the epoch; None if there is no need.
             receipt: what to answer to a retry with the same idempotency key.
 
         Returns:
@@ -160,52 +192,87 @@ class UserStore:
             Conflict: another event came first; read again and retry.
             NotFound: the interaction has expired meanwhile.
         """
-        interaction = event.interaction
-        keys = UserKeys(tenant=interaction.tenant, user=interaction.user)
-        outcome, *rest = await self._redis.script(
-            APPEND,
-            [
-                keys.log,
-                keys.state,
-                keys.interaction(interaction.id),
-                keys.due,
-                keys.users,
-                keys.idempotency(idempotency_key or ""),
-            ],
+        keys = UserKeys(tenant=tenant, user=user)
+        names = [keys.log, keys.state, keys.due, keys.optimize, keys.long, keys.users]
+        names.append(keys.idempotency(idempotency_key or ""))
+        args: list[str | bytes | int | float] = [
             event.revision,
             event.model_dump_json(),
             after.model_dump_json(),
             self._state_seconds,
-            interaction.model_dump_json(),
             keys.member,
-            interaction.user,
+            user,
             event.at,
+            "" if optimize_at is None else optimize_at,
+            self._log_most_events,
             receipt if idempotency_key else b"",
             idempotency_seconds,
-        )
+        ]
+        if isinstance(event, FeedbackEvent):
+            names.append(keys.interaction(event.interaction.id))
+            args.append(event.interaction.model_dump_json())
+        outcome, *rest = await self._redis.script(APPEND, names, *args)
         if outcome == b"conflict":
             raise Conflict("Other feedback of this user came first.", code="log_moved_on")
         if outcome == b"expired":
             raise NotFound("The interaction has expired.")
         return rest[0] if rest else None
 
+    async def receipt(self, *, tenant: str, user: str, idempotency_key: str | None) -> bytes | None:
+        """What was answered to this idempotency key before."""
+        if idempotency_key is None:
+            return None
+        receipt: bytes | None = await self._redis.call(
+            "GET", UserKeys(tenant=tenant, user=user).idempotency(idempotency_key)
+        )
+        return receipt
+
     async def remember(self, *, tenant: str, user: str, idempotency_key: str, receipt: bytes, seconds: int) -> None:
         """Keep the answer to a feedback that changed nothing, so that its key can't be used with another body."""
         key = UserKeys(tenant=tenant, user=user).idempotency(idempotency_key)
         await self._redis.call("SET", key, receipt, "EX", seconds, "NX")
 
-    async def events(self, *, tenant: str, user: str, after: int = 0) -> list[FeedbackEvent]:
-        """The user's log past revision `after`."""
+    async def log(self, *, tenant: str, user: str, after: int = 0) -> UserHistory:
+        """The user's log past revision `after`, or past the archived events where those reach further."""
+        history = await self._log(UserKeys(tenant=tenant, user=user))
+        past = [event for event in history.events if event.revision > after]
+        return UserHistory(fold(history.events[: len(history.events) - len(past)], history.start), past)
+
+    async def _log(self, keys: UserKeys) -> UserHistory:
+        for _ in range(READS):
+            start = await self._snapshot(keys)
+            events = await self._events(keys, after=start.revision)
+            # Else it was trimmed between the two; `fold` refuses a log with a gap.
+            if not events or events[-1].revision - start.revision == len(events):
+                break
+        return UserHistory(start, events)
+
+    async def _snapshot(self, keys: UserKeys) -> FastWeights:
+        raw = await self._redis.call("GET", keys.snapshot)
+        if raw is None:
+            return FastWeights()
+        snapshot = Snapshot.model_validate_json(raw)
+        if snapshot.fold != FOLD:
+            log.warning("a snapshot was folded by older rules; it serves until the archive has been folded anew")
+            await self._redis.call("ZADD", keys.long, 0, keys.member)
+        return snapshot.state
+
+    async def events(self, *, tenant: str, user: str, after: int = 0) -> list[Event]:
+        """The user's log past revision `after`; archived events are not in it."""
         return await self._events(UserKeys(tenant=tenant, user=user), after=after)
 
-    async def _events(self, keys: UserKeys, *, after: int) -> list[FeedbackEvent]:
-        events: list[FeedbackEvent] = []
+    async def _events(self, keys: UserKeys, *, after: int) -> list[Event]:
+        events: list[Event] = []
         while True:
             page = await self._redis.call("XRANGE", keys.log, f"({after}-0", "+", "COUNT", LOG_PAGE)
-            events += [FeedbackEvent.model_validate_json(_event_field(fields)) for _, fields in page]
+            events += [parse_event(event_field(fields)) for _, fields in page]
             if len(page) < LOG_PAGE:
                 return events
             after = events[-1].revision
+
+    async def feedback_after(self, revision: int, *, tenant: str, user: str) -> int:
+        """How many feedbacks the user's log has past a revision; edits and optimizations are none."""
+        return sum(isinstance(e, FeedbackEvent) for e in await self.events(tenant=tenant, user=user, after=revision))
 
     async def set_cohort(self, cohort: str | None, *, tenant: str, user: str) -> None:
         """Put a user into a cohort, or in none."""
@@ -222,5 +289,6 @@ class UserStore:
         return [user.decode() for page in pages for user in page]
 
 
-def _event_field(fields: dict[bytes, bytes] | list[bytes]) -> bytes:
+def event_field(fields: dict[bytes, bytes] | list[bytes]) -> bytes:
+    """The event of a stream's entry."""
     return fields[b"event"] if isinstance(fields, dict) else fields[fields.index(b"event") + 1]

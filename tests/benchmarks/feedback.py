@@ -1,4 +1,5 @@
-"""`python -m tests.benchmarks.feedback`: feedback per second and its latency, at 10 users' and at 100,000 users' worth of stored data.
+"""`python -m tests.benchmarks.feedback`: feedback per second and its latency, at 10 users' and at 100,000 users' worth of stored data; and
+its latency by the length of one user's history (`history.py`).
 
 Two gateways over two Valkeys with append-only files, alike but for how many users' data lie there, are measured in short alternating
 rounds. In a round ten users (of the ten, or any ten of the 100,000) give feedback as in an active session: ratings, comments and
@@ -20,7 +21,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import uvloop
 from redis import Redis
@@ -30,28 +30,20 @@ from rich.table import Table
 
 from service.domain.fast_weights import FastWeights
 from service.keys import ensure_keys
-from tests.benchmarks import processes, stored
+from tests.benchmarks import history, processes, stored
 from tests.benchmarks.load import http_request, load
-from tests.benchmarks.material import COMMENTS, WANTED, Caller, headers
+from tests.benchmarks.material import Caller, headers, said
 from tests.benchmarks.stats import Round, json_line, median_ms, median_rps
 
 FEW, MANY = 10, 100_000
+HISTORIES = (1, 100, 1_000, 10_000)
+"""Feedbacks that one user has given before."""
 ACTIVE = 10
 """Users that give feedback in a round, and connections where there is more than one."""
 EACH = 24
 """Feedbacks of each in a round."""
 FIRST_FRESH = 100
 FILL_BATCH = 200
-
-
-def said(n: int) -> dict[str, Any]:
-    """The n-th feedback of a session: ratings, comments and corrections in turn, no two the same."""
-    kinds: tuple[dict[str, Any], ...] = (
-        {"rating": n % 2 == 0},
-        {"comment": f"{COMMENTS[n % len(COMMENTS)]} Remember route {n}."},
-        {"correction": f"{WANTED[n % len(WANTED)]} That is route {n}."},
-    )
-    return kinds[n % len(kinds)]
 
 
 @dataclass
@@ -187,14 +179,15 @@ def table(sides: list[Side]) -> Table:
     return out
 
 
-def result(few: Side, many: Side, cores: processes.Cores) -> str:
-    """The last line: latency of one connection and throughput of ten, both with the many users' data."""
+def result(few: Side, many: Side, lives: history.Lives, cores: processes.Cores) -> str:
+    """The last line: latency of one connection and throughput of ten, both with the many users' data; growth with a user's history."""
     ratio = median(m.ms(0.50) / f.ms(0.50) for m, f in zip(many.rounds[1], few.rounds[1], strict=True))
     headline = {
         "p50_ms": median_ms(many.rounds[1], 0.50),
         "p99_ms": median_ms(many.rounds[1], 0.99),
         "rps": median_rps(many.rounds[ACTIVE]),
         "p50_ratio_100k_to_10": ratio,
+        f"p50_ratio_history_{max(lives.at) // 1000}k_to_1": lives.ratio(),
     }
     with Redis(port=many.redis_port) as redis:
         memory = redis.info("memory")["used_memory"] / 2**30
@@ -205,6 +198,7 @@ def result(few: Side, many: Side, cores: processes.Cores) -> str:
         "p50_ms_10_connections": median_ms(many.rounds[ACTIVE], 0.50),
         "p99_ms_10_connections": median_ms(many.rounds[ACTIVE], 0.99),
         "stored_gib": memory,
+        **lives.details(),
         "cores": cores.told,
         "load_average": os.getloadavg()[0],
     }
@@ -215,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=40, help="rounds of each case")
     parser.add_argument("--users", type=int, default=MANY, help="users with stored data on the large side")
+    parser.add_argument("--history", type=int, default=10_000, help="feedbacks of the user with the longest history")
     options = parser.parse_args()
     cores = processes.split_cores()
     console = Console(stderr=True)
@@ -229,13 +224,17 @@ def main() -> None:
             start(stack, runner, cores, folder / name, users=users)
             for name, users in (("few", FEW), ("many", options.users))
         ]
+        lives = history.start(stack, folder / "history", cores)
         with Progress(*columns, console=console) as progress:
             for side in sides:
                 fill(side, progress)
+            runner.run(lives.live([n for n in HISTORIES if n < options.history] + [options.history], progress))
             gc.disable()
             runner.run(measure(sides, repeats=options.repeats, progress=progress))
+            runner.run(lives.measure(repeats=options.repeats, progress=progress))
         console.print(table(sides))
-        line = result(*sides, cores)
+        console.print(lives.table())
+        line = result(*sides, lives, cores)
     print(line)
 
 

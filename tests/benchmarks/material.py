@@ -65,6 +65,16 @@ def chat_requests(key: str, user: str, numbers: Iterator[int], *, stream: bool) 
     return (b"%b%08d%b" % (before, n, after) for n in numbers)
 
 
+def said(n: int) -> dict[str, Any]:
+    """The n-th feedback of a session: ratings, comments and corrections in turn, no two the same."""
+    kinds: tuple[dict[str, Any], ...] = (
+        {"rating": n % 2 == 0},
+        {"comment": f"{COMMENTS[n % len(COMMENTS)]} Remember route {n}."},
+        {"correction": f"{WANTED[n % len(WANTED)]} That is route {n}."},
+    )
+    return kinds[n % len(kinds)]
+
+
 class Caller:
     """The API, one call at a time."""
 

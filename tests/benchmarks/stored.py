@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 import hiredis
 from redis import Redis
 
-from service.domain.fast_weights import FastWeights, apply
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
+from service.domain.fold import apply
 from service.store.connection import Connection
 from service.store.keys import UserKeys
 from service.store.users import UserStore
@@ -32,7 +33,12 @@ HISTORY = (
 SILENT = 2
 """Interactions that a stored user gave no feedback on."""
 RETENTION_SECONDS = 30 * 86400
+LOG_MOST_EVENTS = 4000
 SEND_BYTES = 2**21
+
+
+def _users(tape: "Tape") -> UserStore:
+    return UserStore(tape, state_cache_seconds=RETENTION_SECONDS, log_most_events=LOG_MOST_EVENTS)
 
 
 def user_name(n: int) -> str:
@@ -88,27 +94,25 @@ class Template:
 async def stored_user(now: float) -> tuple[Template, FastWeights]:
     """A user with `HISTORY` and some interactions without feedback; and the fast weights that follow."""
     tape, state = Tape(), FastWeights()
-    users = UserStore(tape, state_cache_seconds=RETENTION_SECONDS)
+    users = _users(tape)
     for n, signals in enumerate(HISTORY):
-        interaction = _interaction(n, now, state)
-        await users.record(interaction, retention_seconds=RETENTION_SECONDS)
-        event = FeedbackEvent(
-            revision=n + 1, at=now + n, interaction=interaction.model_copy(update={"signals": signals})
-        )
+        served = interaction(n, now, state)
+        await users.record(served, retention_seconds=RETENTION_SECONDS)
+        event = FeedbackEvent(revision=n + 1, at=now + n, interaction=served.model_copy(update={"signals": signals}))
         state = apply(state, event)
-        await users.append(event, state, idempotency_key=None, receipt=b"", idempotency_seconds=60)
+        await users.append(event, state, tenant=TENANT, user=TEMPLATE_USER, optimize_at=event.at)
     interactions = range(len(HISTORY) + SILENT)
     for n in interactions[len(HISTORY) :]:
-        await users.record(_interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
+        await users.record(interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
     return Template(tape, interactions), state
 
 
 async def fresh_interactions(numbers: Sequence[int], now: float, state: FastWeights) -> Template:
     """Interactions of a stored user that have no feedback yet."""
     tape = Tape()
-    users = UserStore(tape, state_cache_seconds=RETENTION_SECONDS)
+    users = _users(tape)
     for n in numbers:
-        await users.record(_interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
+        await users.record(interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
     return Template(tape, numbers)
 
 
@@ -119,7 +123,8 @@ async def forgotten(user: str) -> bytes:
     return tape.packed
 
 
-def _interaction(n: int, now: float, state: FastWeights) -> Interaction:
+def interaction(n: int, now: float, state: FastWeights) -> Interaction:
+    """The template user's `n`-th chat."""
     question = f"{QUESTIONS[n % len(QUESTIONS)]} I have ticket {n:08d}."
     return Interaction(
         id=interaction_id(TEMPLATE_USER, n),

@@ -40,6 +40,8 @@ class Stack:
             "SWEEP_SECONDS": 5,
             # The test starts consolidations itself.
             "DUE_FEEDBACKS": 100_000,
+            # A test that waits for the optimizer need not wait for a minute of silence first.
+            "OPTIMIZE_SILENCE_SECONDS": 5,
         }
         self._environment = os.environ | {f"FASTSLOW_{name}": str(value) for name, value in settings.items()}
         self.process: subprocess.Popen[bytes] | None = None
@@ -74,7 +76,8 @@ class Stack:
 
     def stop(self) -> list[str]:
         """Ctrl-C; the command lines of what is still there afterwards."""
-        assert self.process is not None
+        if self.process is None or self.process.poll() is not None:
+            return []
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         try:
@@ -152,10 +155,14 @@ class User:
         receipt: dict[str, Any] = response.json()
         return receipt
 
-    def items(self) -> list[dict[str, Any]]:
+    def context(self) -> dict[str, Any]:
         response = self.http.get(f"/v1/users/{self.name}/context")
         assert response.status_code == 200, response.text
-        items: list[dict[str, Any]] = response.json()["items"]
+        context: dict[str, Any] = response.json()
+        return context
+
+    def items(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.context()["items"]
         return items
 
 
@@ -172,8 +179,8 @@ class Reply:
 def running(folder: Path, model: Path) -> Iterator[Stack]:
     """A stack that is stopped with Ctrl-C afterwards and must leave nothing."""
     stack = Stack(folder, model)
-    stack.start()
     try:
+        stack.start()
         yield stack
     finally:
         left = stack.stop()

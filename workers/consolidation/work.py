@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Literal, Self
 
+from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Frozen, Interaction, latest_interactions
 from service.domain.slow_weights import AdapterVersion, Promote, Reject, Scope, TrainReport
@@ -25,12 +26,12 @@ class UserLog(Frozen):
     """The fold of the log at `head`."""
 
     @classmethod
-    def of(cls, events: Iterable[FeedbackEvent], *, watermark: int, fast_weights: FastWeights) -> Self:
+    def of(cls, events: Iterable[Event], *, watermark: int, fast_weights: FastWeights) -> Self:
         """From a user's events in the order of the log."""
         events = list(events)
         return cls(
             interactions=tuple(latest_interactions(events)),
-            revisions={event.interaction.id: event.revision for event in events},
+            revisions={e.interaction.id: e.revision for e in events if isinstance(e, FeedbackEvent)},
             head=max((event.revision for event in events), default=watermark),
             watermark=watermark,
             fast_weights=fast_weights,

@@ -1,0 +1,243 @@
+"""From fast weights to the messages of one chat: which items are rendered under a token budget, and how.
+
+Items compete by posterior gain per token: the posterior mean of being helpful, over what is no longer rendered, fading with the age of
+the evidence. What is chosen is ordered so that it rarely changes at the front (guidelines, then exemplars, each by age or as the
+optimizer ordered them; exemplars recalled for this prompt last), because vLLM's prefix cache ends at the first difference.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from service.domain.cold_start import offered, posterior
+from service.domain.comments import stances
+from service.domain.events import Member
+from service.domain.fast_weights import FastWeights
+from service.domain.feedback import AUTO, Frozen, Message
+from service.domain.items import DECAY, Exemplar, Guideline, Item, ItemT, Prior
+
+# Under this posterior mean of being helpful an item is no longer rendered: two blames more than praises, say.
+MIN_HELPFUL = 1 / 3
+# An overlong list of guidelines must not crowd out the exemplars, which small models follow better.
+GUIDELINE_SHARE = 0.5
+# Where exemplars are recalled for the prompt, what they may take of the exemplars' room; the rest stays the same from chat to chat.
+RECALL_SHARE = 0.5
+# What a chat template adds around one message, at most, in the templates of the families that vLLM serves.
+TOKENS_AROUND_MESSAGE = 8
+TOKENS_AROUND_GUIDELINE = 3
+GUIDELINES_HEADING = "What this user wants of every reply, learnt from their feedback:"
+
+Count = Callable[[str], int]
+
+
+class Context(Frozen):
+    """An ordered choice of items, as it will be rendered."""
+
+    revision: int = 0
+    member: str = AUTO
+    guidelines: tuple[Guideline, ...] = ()
+    exemplars: tuple[Exemplar, ...] = ()
+    recalled: tuple[Exemplar, ...] = ()
+    """Chosen for this prompt, nearest last."""
+    tokens: int = 0
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        return tuple(item.id for item in (*self.guidelines, *self.exemplars, *self.recalled))
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """How the items of one user compete."""
+
+    state: FastWeights
+    member: Member | None
+    _weighed: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Each is asked for several times, and a full state has two hundred items."""
+
+    def weighed(self, item: Item) -> tuple[float, int]:
+        """Posterior gain of rendering an item, in (-1, 1), negative where it is not worth rendering; revision of its newest support."""
+        found = self._weighed.get(item.id)
+        if found is None:
+            renewed = item.renewed
+            found = self._weighed[item.id] = self._gain(item, renewed), renewed
+        return found
+
+    def _gain(self, item: Item, renewed: int) -> float:
+        credit = self.state.credit(item.id)
+        if isinstance(item, Prior):
+            return posterior(item, credit, clock=self.state.clock) - MIN_HELPFUL
+        gain = credit.mean() - MIN_HELPFUL
+        return gain * DECAY ** (self.state.revision - renewed) if gain > 0 else gain
+
+    @property
+    def since(self) -> int:
+        """What is newer was said since the population was computed (or just now), so that the next chat must have it."""
+        return self.member.basis if self.member else self.state.revision - 1
+
+    def allowed(self, item: Item) -> bool:
+        """Whether it may be rendered at all: the member's choice and what is newer; without a member, what the user said."""
+        if item.pinned:
+            return True
+        gain, renewed = self.weighed(item)
+        if isinstance(item, Prior):
+            chosen = True
+        elif self.member is None:
+            # An inferred guideline must be proven first; a demonstration only stands in for exemplars that are missing.
+            chosen = item.stated or isinstance(item, Exemplar)
+        else:
+            chosen = item.id in self.member.items or renewed > self.since
+        return chosen and gain >= 0
+
+    def order(self, items: Iterable[ItemT], cost: Callable[[ItemT], int]) -> list[ItemT]:
+        """Who gets a place first: pinned, then what was said, then fresh, then by gain per token; ties to the newest."""
+        since = self.since
+
+        def place(item: ItemT) -> tuple[bool, bool, bool, float, int, str]:
+            gain, renewed = self.weighed(item)
+            return item.pinned, item.stated, renewed > since, gain / max(cost(item), 1), renewed, item.id
+
+        return sorted(filter(self.allowed, items), key=place, reverse=True)
+
+    def rendered(self, items: Iterable[ItemT]) -> tuple[ItemT, ...]:
+        """In the optimizer's order, then by age."""
+        places = {name: n for n, name in enumerate(self.member.items)} if self.member else {}
+        return tuple(sorted(items, key=lambda i: (places.get(i.id, len(places)), i.born, i.id)))
+
+
+def choose(
+    state: FastWeights,
+    *,
+    absorbed: frozenset[str],
+    budget_tokens: int,
+    count: Count,
+    member: Member | None = None,
+    similarity: Mapping[str, float] | None = None,
+    priors: Sequence[Prior] = (),
+) -> Context:
+    """The context of a user: the items that are worth their tokens, less those that the adapter has absorbed.
+
+    Args:
+        absorbed: ids of items that the adapter version in use makes unnecessary.
+        budget_tokens: most tokens that the rendered context may take, the template's own around each message included.
+        count: tokens of a text under the served model's tokenizer.
+        member: the population's member that serves; None lets all items compete.
+        similarity: of exemplars to the prompt, by id; with it, part of the exemplars' room goes to the nearest of those left out.
+        priors: guidelines of other users, for one who has said little.
+    """
+    ranking = _Ranking(state, member)
+    heading = count(GUIDELINES_HEADING) + TOKENS_AROUND_MESSAGE
+    standing = without_contradicted(
+        g for g in (*offered(state, priors), *state.guidelines.values()) if ranking.allowed(g)
+    )
+    guidelines, guideline_tokens = _fill(
+        ranking.order((g for g in standing if g.id not in absorbed), _guideline_cost(count)),
+        cost=_guideline_cost(count),
+        budget=int(budget_tokens * GUIDELINE_SHARE) - heading,
+    )
+    used = guideline_tokens + heading if guidelines else 0
+    wanted = ranking.order((x for x in state.exemplars.values() if x.id not in absorbed), _exemplar_cost(count))
+    wanted = _one_of_each(wanted)
+    room = budget_tokens - used
+    exemplars, exemplar_tokens = _fill(wanted, cost=_exemplar_cost(count), budget=room)
+    recalled: tuple[Exemplar, ...] = ()
+    if similarity and len(exemplars) < len(wanted):
+        exemplars, exemplar_tokens = _fill(wanted, cost=_exemplar_cost(count), budget=int(room * (1 - RECALL_SHARE)))
+        left = [x for x in wanted if x not in exemplars and x.id in similarity]
+        left.sort(key=lambda x: (similarity[x.id], x.id), reverse=True)
+        nearest, recalled_tokens = _fill(left, cost=_exemplar_cost(count), budget=room - exemplar_tokens)
+        recalled, exemplar_tokens = tuple(reversed(nearest)), exemplar_tokens + recalled_tokens
+    return Context(
+        revision=state.revision,
+        member=member.id if member else AUTO,
+        guidelines=ranking.rendered(guidelines),
+        exemplars=ranking.rendered(exemplars),
+        recalled=recalled,
+        tokens=used + exemplar_tokens,
+    )
+
+
+def left_out(state: FastWeights, context: Context, *, absorbed: frozenset[str]) -> list[Exemplar]:
+    """Exemplars that did not fit into a context: what recall chooses from."""
+    there = set(context.items)
+    return [x for x in state.exemplars.values() if x.id not in there and x.id not in absorbed]
+
+
+def without_contradicted(guidelines: Iterable[Guideline]) -> list[Guideline]:
+    """The guidelines that no later one contradicts ("shorter" after "more detail"). What is inferred gives way to what was said.
+
+    Nothing is deleted: when the later one is retracted, the older one is back.
+    """
+    guidelines = list(guidelines)
+    newest: dict[str, Guideline] = {}
+    for g in sorted(guidelines, key=_authority):
+        for axis in _stances(g.text):
+            newest[axis] = g
+    return [
+        g
+        for g in guidelines
+        if g.pinned or all(_stances(newest[axis].text)[axis] == value for axis, value in _stances(g.text).items())
+    ]
+
+
+def _authority(guideline: Guideline) -> tuple[bool, bool, int, str]:
+    return (guideline.pinned, guideline.stated, guideline.renewed, guideline.id)
+
+
+@lru_cache(4096)
+def _stances(text: str) -> dict[str, str]:
+    return stances(text)
+
+
+def _guideline_cost(count: Count) -> Callable[[Guideline], int]:
+    return lambda g: count(g.text) + TOKENS_AROUND_GUIDELINE
+
+
+def _exemplar_cost(count: Count) -> Callable[[Exemplar], int]:
+    return lambda x: count(x.prompt) + count(x.reply) + 2 * TOKENS_AROUND_MESSAGE
+
+
+def _one_of_each(exemplars: Iterable[Exemplar]) -> list[Exemplar]:
+    """One exemplar for each prompt and reply, whatever it was preferred to."""
+    first: dict[tuple[str, str], Exemplar] = {}
+    for x in exemplars:
+        first.setdefault((x.prompt, x.reply), x)
+    return list(first.values())
+
+
+def _fill(candidates: Sequence[ItemT], *, cost: Callable[[ItemT], int], budget: int) -> tuple[list[ItemT], int]:
+    """The candidates that fit the budget, each in its turn; and their tokens."""
+    chosen: list[ItemT] = []
+    used = 0
+    for item in candidates:
+        tokens = cost(item)
+        if used + tokens <= budget:
+            chosen.append(item)
+            used += tokens
+    return chosen, used
+
+
+def render(context: Context, messages: Sequence[Message]) -> list[Message]:
+    """The conversation with the context before it: the client's system text, the guidelines, the exemplars as turns, the rest.
+
+    Guidelines join the client's own system message, because many chat templates allow only one, at the start.
+    """
+    rest = list(messages)
+    system = []
+    if rest and rest[0].role in ("system", "developer"):
+        system.append(rest.pop(0).content or "")
+    if context.guidelines:
+        system.append("\n".join([GUIDELINES_HEADING, *(f"- {g.text}" for g in context.guidelines)]))
+    rendered = [Message(role="system", content="\n\n".join(system))] if system else []
+    for exemplar in (*context.exemplars, *context.recalled):
+        rendered.append(Message(role="user", content=exemplar.prompt))
+        rendered.append(Message(role="assistant", content=exemplar.reply))
+    return rendered + rest
+
+
+def neutralize(text: str, control_tokens: Sequence[str]) -> str:
+    """`text` with a space after the first character of each control token, so that the tokenizer no longer sees one."""
+    for token in control_tokens:
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text

@@ -1,0 +1,128 @@
+"""Demonstrations: replies that the user only rated or commented on, put into the form that they want.
+
+Small models follow what they are shown far better than what they are told. So where the user's wishes are known (from guidelines, or from
+what their corrections have in common) but few replies have been corrected, the other replies are rewritten to those wishes by rules, and
+stand in for the exemplars that are missing. They compete like any item, and leave as real exemplars come in.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from service.domain.comments import stances
+from service.domain.feedback import Frozen, Interaction
+from service.domain.inference import Pair, infer
+from service.domain.items import Exemplar, Guideline, exemplar_id
+
+# So many exemplars are enough to show a style; real ones count first.
+ENOUGH = 6
+# Replies that are kept to be rewritten, the newest.
+MAX_DRAFTS = 8
+MAX_DRAFT_CHARS = 600
+# Corrections that are compared, the newest: what they have in common is clear from a few.
+MAX_PAIRS = 16
+MIN_PAIRS = 2
+# Longest demonstration where no correction says how long a reply should be.
+DEFAULT_WORDS = 40
+
+_SENTENCE = re.compile(r"[^.!?]+[.!?]+(?=\s|$)")
+_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+", re.MULTILINE)
+_PHRASE = re.compile(r'"([^"]{1,80})"|“([^”]{1,80})”')
+
+
+class Draft(Frozen):
+    """A reply that was spoken of and not corrected."""
+
+    prompt: str
+    reply: str
+    revision: int
+
+
+def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
+    """What an interaction's feedback leaves to rewrite: nothing where it says what was wanted, or nothing at all."""
+    prompt, reply = interaction.last_user_text().strip(), interaction.reply.strip()
+    if interaction.signals.is_empty() or interaction.pair() is not None or not prompt or not reply:
+        return None
+    if len(prompt) > MAX_DRAFT_CHARS:
+        return None
+    return Draft(prompt=prompt, reply=reply[:MAX_DRAFT_CHARS], revision=revision)
+
+
+def demonstrations(
+    drafts: Iterable[Draft], *, exemplars: Sequence[Exemplar], guidelines: Iterable[Guideline]
+) -> list[Exemplar]:
+    """The missing exemplars, from the newest drafts.
+
+    Args:
+        exemplars: what the user corrected or preferred, oldest first.
+        guidelines: what they said that stands.
+    """
+    missing = ENOUGH - len(exemplars)
+    pairs = [Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected][-MAX_PAIRS:]
+    # One correction does not tell what of it is the style, and a demonstration without that style would speak against it.
+    if missing <= 0 or len(exemplars) == 1:
+        return []
+    wishes = {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in infer(pairs)} if len(pairs) >= MIN_PAIRS else {}
+    for guideline in sorted(guidelines, key=lambda g: g.renewed):
+        for axis, value in stances(guideline.text).items():
+            wishes[axis] = value if axis not in ("opening", "closing") else _phrase(guideline.text) or ""
+    most_words = max((len(pair.wanted.split()) for pair in pairs), default=DEFAULT_WORDS)
+    if not any(axis in wishes for axis in REWRITTEN):
+        return []
+    known = {x.prompt.casefold() for x in exemplars}
+    made: list[Exemplar] = []
+    for draft in sorted(drafts, key=lambda d: -d.revision):
+        reply = rewritten(draft.reply, wishes, most_words=most_words)
+        if reply is None or draft.prompt.casefold() in known or len(made) == missing:
+            continue
+        known.add(draft.prompt.casefold())
+        name = exemplar_id(draft.prompt, reply)
+        made.append(Exemplar(id=name, prompt=draft.prompt, reply=reply, origin="inferred", since=draft.revision))
+    return made
+
+
+REWRITTEN = ("opening", "closing", "case", "bullets", "quotes", "length", "sentences", "words", "commas")
+"""Axes that `rewritten` acts on."""
+
+
+def rewritten(reply: str, wishes: Mapping[str, str], *, most_words: int) -> str | None:
+    """A reply in the form that is wished for, as far as rules can bring it there; None where they can't.
+
+    Args:
+        wishes: by the axes of `service.domain.comments.stances`; of `opening` and `closing` the phrase as it is written.
+    """
+    sentences = _sentences(_LIST_MARK.sub("", reply), most_words)
+    if wishes.get("length") == "shorter" or wishes.get("sentences") in ("1", "<=1"):
+        sentences = sentences[:1]
+    if not sentences or wishes.get("title") == "yes" or wishes.get("code") == "yes":
+        return None
+    if wishes.get("commas") == "no":
+        sentences = [sentence.replace(",", "") for sentence in sentences]
+    parts = [part for part in (wishes.get("opening"), _body(sentences, wishes), wishes.get("closing")) if part]
+    text = ("\n" if wishes.get("bullets") in ("yes", "numbered") else " ").join(parts)
+    if wishes.get("case") in ("lower", "upper"):
+        text = text.lower() if wishes["case"] == "lower" else text.upper()
+    return f'"{text}"' if wishes.get("quotes") == "yes" and not text.startswith('"') else text
+
+
+def _sentences(text: str, most_words: int) -> list[str]:
+    """The first whole sentences within so many words."""
+    kept: list[str] = []
+    for match in _SENTENCE.finditer(text):
+        most_words -= len(match[0].split())
+        if most_words < 0:
+            break
+        kept.append(match[0].strip())
+    return kept
+
+
+def _body(sentences: Sequence[str], wishes: Mapping[str, str]) -> str:
+    if wishes.get("bullets") == "yes":
+        return "\n".join(f"- {sentence}" for sentence in sentences)
+    if wishes.get("bullets") == "numbered":
+        return "\n".join(f"{n}. {sentence}" for n, sentence in enumerate(sentences, start=1))
+    return " ".join(sentences)
+
+
+def _phrase(text: str) -> str | None:
+    match = _PHRASE.search(text)
+    return (match[1] or match[2]) if match else None

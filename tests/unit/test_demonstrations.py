@@ -1,0 +1,83 @@
+"""Replies that nobody corrected, rewritten to what the user is known to want."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain.demonstrations import ENOUGH, Draft, demonstrations, rewritten
+from service.domain.items import Exemplar, Guideline, exemplar_id
+
+REPLY = "Rain is water, mostly. It falls from clouds. Then it flows"
+
+
+def corrected(n: int, *, reply: str, rejected: str = "It is a long story, so let me begin at the very beginning.") -> Exemplar:
+    prompt = f"What is thing {n}?"
+    return Exemplar(
+        id=exemplar_id(prompt, reply, rejected),
+        prompt=prompt,
+        reply=reply,
+        rejected=rejected,
+        sources={f"chatcmpl-{n}": n},
+        support=1,
+    )
+
+
+def drafts(count: int) -> list[Draft]:
+    return [Draft(prompt=f"How does part {n} work?", reply=REPLY, revision=100 + n) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "expected"),
+    [
+        ({"closing": "Cheers!"}, "Rain is water, mostly. It falls from clouds. Cheers!"),
+        ({"opening": "Ahoy!", "length": "shorter"}, "Ahoy! Rain is water, mostly."),
+        ({"case": "lower"}, "rain is water, mostly. it falls from clouds."),
+        ({"case": "upper", "sentences": "1"}, "RAIN IS WATER, MOSTLY."),
+        ({"bullets": "yes", "closing": "Bye."}, "- Rain is water, mostly.\n- It falls from clouds.\nBye."),
+        ({"quotes": "yes", "commas": "no"}, '"Rain is water mostly. It falls from clouds."'),
+        ({"title": "yes"}, None),
+    ],
+)
+def test_a_reply_is_brought_into_the_form_that_is_wished_for(wishes: dict[str, str], expected: str | None) -> None:
+    assert rewritten(REPLY, wishes, most_words=20) == expected
+
+
+def test_what_corrections_have_in_common_is_shown_on_the_other_replies() -> None:
+    exemplars = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(2)]
+    made = demonstrations(drafts(8), exemplars=exemplars, guidelines=[])
+    assert len(made) == ENOUGH - len(exemplars)
+    assert all(x.reply.endswith("Cheers!") and x.origin == "inferred" for x in made)
+
+
+def test_one_correction_alone_tells_too_little() -> None:
+    exemplars = [corrected(1, reply="Thing 1 is a tool. Cheers!")]
+    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+
+
+def test_a_stated_wish_is_shown_before_anything_is_corrected() -> None:
+    said = Guideline(id="g-1", text='End every reply with "Cheers!"', sources={"chatcmpl-1": 1}, support=1)
+    made = demonstrations(drafts(2), exemplars=[], guidelines=[said])
+    assert [x.reply for x in made] == ["Rain is water, mostly. It falls from clouds. Cheers!"] * 2
+
+
+def test_enough_real_exemplars_need_no_demonstration() -> None:
+    exemplars = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(ENOUGH)]
+    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+
+
+def test_corrections_without_a_common_form_show_nothing() -> None:
+    replies = ("It is the capital of France.", "My answer would be that nobody knows this for sure, I am afraid.")
+    exemplars = [corrected(n, reply=reply, rejected="Nobody can tell what this is about.") for n, reply in enumerate(replies)]
+    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+
+
+WISHES = st.dictionaries(
+    st.sampled_from(["opening", "closing", "case", "bullets", "quotes", "length", "commas"]),
+    st.sampled_from(["yes", "no", "lower", "upper", "shorter", "Cheers!"]),
+)
+
+
+@given(st.text(max_size=700), WISHES, st.integers(0, 60))
+def test_any_reply_is_rewritten_or_left_alone(reply: str, wishes: dict[str, str], most_words: int) -> None:
+    text = rewritten(reply, wishes, most_words=most_words)
+    assert text is None or text.strip()
