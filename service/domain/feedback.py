@@ -6,12 +6,17 @@ what the user now says of that interaction. An *event* is one entry of the user'
 snapshot of the interaction, so that the log can be folded and trained on after the interaction itself has expired.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.domain.comments import implied_rating
+
 BASE = "base"
 """Stands in a version tuple where no adapter was used."""
+AUTO = "auto"
+"""Stands in a version tuple where the context was no member of a population."""
 
 # Ratings are kept to a thousandth, so that adding and taking back any number of them is exact after rounding.
 RATING_DIGITS = 3
@@ -33,11 +38,12 @@ class Message(Frozen):
 
 
 class VersionTuple(Frozen):
-    """What served a reply: base model, adapter version (or `base`), revision of the context."""
+    """What served a reply: base model, adapter version (or `base`), revision of the context and which of the population it was."""
 
     model: str
     adapter: str = BASE
     context_revision: int = 0
+    member: str = AUTO
 
 
 class Preference(Frozen):
@@ -63,6 +69,12 @@ class Signals(Frozen):
     def is_empty(self) -> bool:
         return self == Signals()
 
+    def stated_rating(self) -> float | None:
+        """The rating, or the one that an unspecific comment ("meh") amounts to."""
+        if self.rating is not None or self.comment is None:
+            return self.rating
+        return implied_rating(self.comment)
+
 
 class Interaction(Frozen):
     """One served chat completion.
@@ -83,6 +95,8 @@ class Interaction(Frozen):
     items: tuple[str, ...] = ()
     signals: Signals = Signals()
     """The feedback that stands now."""
+    rated_at: int = 0
+    """The user's feedback clock when the standing rating was given: credit decays from then on."""
 
     def last_user_text(self) -> str:
         """The text of the last user message, empty if there is none."""
@@ -110,12 +124,16 @@ class FeedbackEvent(Frozen):
     """As served, with `signals` as they stand after this event."""
     previous: Signals = Signals()
     """The signals as they stood before it."""
+    previous_rated_at: int = 0
+    """`rated_at` as it stood before it."""
 
 
-def latest_interactions(events: list[FeedbackEvent]) -> list[Interaction]:
+def latest_interactions(events: Iterable[object]) -> list[Interaction]:
     """The interactions of a log with the signals that stand now, oldest feedback first, those with none left out."""
     standing: dict[str, Interaction] = {}
     for event in events:
+        if not isinstance(event, FeedbackEvent):
+            continue
         standing.pop(event.interaction.id, None)
         standing[event.interaction.id] = event.interaction
     return [i for i in standing.values() if not i.signals.is_empty()]

@@ -1,9 +1,27 @@
-"""When a scope is consolidated, and whether the candidate is served."""
+"""When contexts are optimized, when a scope is consolidated, and whether the candidate is served."""
 
+from service.domain.fast_weights import FastWeights
 from service.domain.slow_weights import Promote, Reject, TrainReport
 
 # Below this a difference of margins is numerical noise between two measurements of the same weights in float32.
 MIN_GAIN_NATS = 1e-3
+
+
+def optimize_at(
+    after: FastWeights, *, now: float, feedbacks: int, seconds: float, edited: bool = False
+) -> float | None:
+    """When contexts should be optimized again: soon with enough new feedback, else when the user falls silent; None without any.
+
+    Args:
+        after: the fast weights with all feedback folded in.
+        feedbacks: so many new ones are enough.
+        seconds: how long after the last feedback a user counts as silent.
+        edited: the items were changed by hand, which old feedback judges as well as new.
+    """
+    new = after.clock - after.population.clock
+    if new <= 0 and not (edited and after.clock):
+        return None
+    return now if new >= feedbacks else now + seconds
 
 
 def is_due(
