@@ -11,15 +11,22 @@ from service.settings import Settings
 
 CONSOLIDATE = "workers.tasks.consolidate"
 SWEEP = "workers.tasks.sweep"
+SEND_OPTIMIZATIONS = "workers.tasks.send_optimizations"
+OPTIMIZE = "workers.tasks.optimize_context"
+COUNT_COLD_START = "workers.tasks.count_cold_start"
 CONSOLIDATE_QUEUE = "consolidate"
 CONTROL_QUEUE = "control"
 
 
 class Jobs(Protocol):
-    """Where consolidations are sent."""
+    """Where long work is sent. Raises StoreUnavailable if the broker is away."""
 
     async def consolidate(self, job_id: str) -> None:
-        """Queue an open job; raises StoreUnavailable if the broker is away."""
+        """Queue an open job."""
+        ...
+
+    async def optimize(self, tenant: str, user: str) -> None:
+        """Queue an optimization of a user's contexts."""
         ...
 
 
@@ -32,7 +39,10 @@ def celery_app(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_default_queue=CONTROL_QUEUE,
-        task_routes={CONSOLIDATE: {"queue": CONSOLIDATE_QUEUE}, SWEEP: {"queue": CONTROL_QUEUE}},
+        task_routes={
+            CONSOLIDATE: {"queue": CONSOLIDATE_QUEUE},
+            **{name: {"queue": CONTROL_QUEUE} for name in (SWEEP, SEND_OPTIMIZATIONS, OPTIMIZE, COUNT_COLD_START)},
+        },
         # A worker takes one job at a time and gives it back when it dies.
         worker_prefetch_multiplier=1,
         task_acks_late=True,
@@ -58,10 +68,13 @@ class CeleryJobs:
 
     async def consolidate(self, job_id: str) -> None:
         # Celery's client blocks, so it stays off the event loop.
-        await anyio.to_thread.run_sync(self._send, job_id)
+        await anyio.to_thread.run_sync(self._send, CONSOLIDATE, job_id)
 
-    def _send(self, job_id: str) -> None:
+    async def optimize(self, tenant: str, user: str) -> None:
+        await anyio.to_thread.run_sync(self._send, OPTIMIZE, tenant, user)
+
+    def _send(self, task: str, *args: str) -> None:
         try:
-            self._app.send_task(CONSOLIDATE, args=[job_id], retry=False)
+            self._app.send_task(task, args=args, retry=False)
         except OperationalError as error:
             raise StoreUnavailable(f"The job queue can't be reached: {error}") from error

@@ -14,13 +14,17 @@ MODEL = "smollm2-135m-instruct"
 
 
 class RecordedJobs:
-    """Where the gateway sends consolidations: a list."""
+    """Where consolidations and optimizations are sent: lists."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.optimized: list[tuple[str, str]] = []
 
     async def consolidate(self, job_id: str) -> None:
         self.sent.append(job_id)
+
+    async def optimize(self, tenant: str, user: str) -> None:
+        self.optimized.append((tenant, user))
 
 
 class FakeEmbedder:

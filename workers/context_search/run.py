@@ -1,0 +1,156 @@
+"""Optimizes one user's contexts: under a lease, from the log to an event in it, counted by how it ended."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import Literal
+
+from service.domain.context import Count
+from service.domain.events import PopulationEvent
+from service.domain.fast_weights import FastWeights
+from service.domain.feedback import BASE
+from service.domain.fold import apply
+from service.domain.policy import optimize_at
+from service.errors import Conflict, EngineUnavailable, NotFound, UpstreamRejected
+from service.settings import Settings
+from service.store import Store
+from service.store.users import ChatState
+from workers.context_search.examples import usable
+from workers.context_search.search import Found, Means, Work, search
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["improved", "kept", "too-little", "scorer-away"]
+
+# Events read for the newest feedback; what was said before is in the fast weights alone.
+RECENT_EVENTS = 400
+# Other events may come first; each time the log is read again and the same result appended.
+MOST_CONFLICTS = 20
+# How long until a user is tried again whose scorer was away.
+RETRY_SECONDS = 60.0
+
+MeansOf = Callable[[str, str, Callable[[], bool]], Means]
+"""(tenant, user, whether to stop) -> what that user's search asks of the world."""
+
+
+class Optimizing:
+    """What optimizing takes, the same for all users.
+
+    Args:
+        count: tokens of a text under the served model's tokenizer.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, *, store: Store, settings: Settings, count: Count, means: MeansOf, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._count = count
+        self._means = means
+        self._clock = clock
+
+    async def optimize(self, *, tenant: str, user: str) -> Outcome | None:
+        """Optimize a user's contexts; None where nothing is due any more or another worker is at it.
+
+        Raises:
+            StoreUnavailable: Redis is away; what was due is due again later.
+        """
+        queue, token = self._store.optimizations, uuid.uuid4().hex
+        limit = self._settings.optimize_limit_seconds
+        # Its last request may take as long again as the search.
+        held = await queue.acquire(tenant=tenant, user=user, token=token, seconds=2 * limit)
+        if not held:
+            return None
+        try:
+            outcome = await self._search(tenant=tenant, user=user, deadline=time.monotonic() + limit)
+        except (EngineUnavailable, UpstreamRejected) as error:
+            log.warning("the contexts of %s stay as they are, vLLM can't score: %s", user, error.message)
+            await queue.ask_for(tenant=tenant, user=user, at=self._clock() + RETRY_SECONDS)
+            outcome = "scorer-away"
+        finally:
+            await queue.release(tenant=tenant, user=user, token=token)
+        await queue.count("optimize", outcome)
+        return outcome
+
+    async def _search(self, *, tenant: str, user: str, deadline: float) -> Outcome:
+        chat = await self._store.users.chat_state(tenant=tenant, user=user)
+        adapter, absorbed = await self._in_use(chat, tenant=tenant)
+        state = chat.fast_weights
+        if _is_done(state, adapter=adapter):
+            await self._store.optimizations.settle(tenant=tenant, user=user, revision=state.revision)
+            return "kept"
+        events = await self._store.users.events(tenant=tenant, user=user, after=max(0, state.revision - RECENT_EVENTS))
+        examples, revisions = usable(
+            (event for event in events if event.revision <= state.revision),
+            user=user,
+            count=self._count,
+            room_tokens=self._settings.max_model_len - self._settings.most_context_tokens,
+        )
+        work = Work(
+            state=state,
+            examples=examples,
+            revisions=revisions,
+            model=self._settings.model_name,
+            adapter=adapter,
+            absorbed=absorbed,
+            budget_tokens=self._settings.most_context_tokens,
+            count=self._count,
+        )
+        found = await search(work, self._means(tenant, user, lambda: time.monotonic() > deadline), seed=state.revision)
+        if not found.members and not found.merged:
+            await self._store.optimizations.settle(tenant=tenant, user=user, revision=state.revision)
+            return "too-little"
+        await self._append(found, work, adapter=adapter, tenant=tenant, user=user)
+        return "improved" if found.members[:1] != state.population_under(adapter).members[:1] else "kept"
+
+    async def _append(self, found: Found, work: Work, *, adapter: str, tenant: str, user: str) -> None:
+        """Put the result into the log after whatever came in meanwhile, which joins every member by being newer than its basis.
+
+        Raises:
+            Conflict: others came first every time.
+        """
+        for attempt in range(MOST_CONFLICTS):
+            state = await self._store.users.fast_weights(tenant=tenant, user=user)
+            event = PopulationEvent(
+                revision=state.revision + 1,
+                at=self._clock(),
+                basis=work.state.revision,
+                basis_clock=work.state.clock,
+                adapter=adapter,
+                members=found.members,
+                inferred=found.inferred,
+                merged=found.merged,
+                report=found.report,
+            )
+            after = apply(state, event)
+            again = optimize_at(
+                after,
+                now=event.at,
+                feedbacks=self._settings.optimize_feedbacks,
+                seconds=self._settings.optimize_silence_seconds,
+            )
+            try:
+                await self._store.users.append(event, after, tenant=tenant, user=user, optimize_at=again)
+                return
+            except Conflict:
+                if attempt == MOST_CONFLICTS - 1:
+                    raise
+
+    async def _in_use(self, chat: ChatState, *, tenant: str) -> tuple[str, frozenset[str]]:
+        """The version that serves the user and what it has absorbed; the base where there is none."""
+        if not chat.adapters:
+            return BASE, frozenset()
+        scope, name = chat.adapters[0]
+        try:
+            version = await self._store.scopes.version(name, scope, tenant=tenant)
+        except NotFound:
+            return BASE, frozenset()
+        return name, frozenset(version.report.absorbed)
+
+
+def _is_done(state: FastWeights, *, adapter: str) -> bool:
+    """Whether the population was computed from all feedback there is, under the adapter in use: a message that came twice."""
+    population = state.population_under(adapter)
+    return bool(population.members) and population.clock == state.clock
