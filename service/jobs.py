@@ -11,6 +11,7 @@ from service.settings import Settings
 
 CONSOLIDATE = "workers.tasks.consolidate"
 SWEEP = "workers.tasks.sweep"
+ARCHIVE = "workers.tasks.archive"
 SEND_OPTIMIZATIONS = "workers.tasks.send_optimizations"
 OPTIMIZE = "workers.tasks.optimize_context"
 COUNT_COLD_START = "workers.tasks.count_cold_start"
@@ -41,7 +42,10 @@ def celery_app(settings: Settings) -> Celery:
         task_default_queue=CONTROL_QUEUE,
         task_routes={
             CONSOLIDATE: {"queue": CONSOLIDATE_QUEUE},
-            **{name: {"queue": CONTROL_QUEUE} for name in (SWEEP, SEND_OPTIMIZATIONS, OPTIMIZE, COUNT_COLD_START)},
+            **{
+                name: {"queue": CONTROL_QUEUE}
+                for name in (SWEEP, ARCHIVE, SEND_OPTIMIZATIONS, OPTIMIZE, COUNT_COLD_START)
+            },
         },
         # A worker takes one job at a time and gives it back when it dies.
         worker_prefetch_multiplier=1,

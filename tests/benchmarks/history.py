@@ -1,0 +1,196 @@
+"""How long a feedback takes, and the gateway's own part of a chat, for a user with a short and with a long history.
+
+One user lives through the service's own store: chats, feedback, the archive's ticks. At each length of history, all that Redis holds of the
+user is dumped, and put back before each round, so that every round at a length does the same work. The lengths take turns.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from redis import Redis
+from rich.progress import Progress
+from rich.table import Table
+
+from service.domain.context import choose
+from service.domain.fast_weights import FastWeights
+from service.domain.feedback import FeedbackEvent, Signals
+from service.domain.fold import apply
+from service.keys import ensure_keys
+from service.settings import Settings
+from service.store import open_store
+from service.store.keys import UserKeys
+from service.tokens import load_tokens
+from tests.benchmarks import processes, stored
+from tests.benchmarks.load import http_request, load
+from tests.benchmarks.material import Caller, headers, said
+from tests.benchmarks.stats import Round, percentile
+from workers.archive import archive_logs
+
+USER = stored.TEMPLATE_USER
+KEYS = UserKeys(tenant=stored.TENANT, user=USER)
+# Of a round.
+FEEDBACKS, CHATS = 24, 12
+# Numbers of a round's interactions, which no history reaches.
+FIRST_FRESH = 10**6
+# Steps of a life between choices of the context, and between ticks of the archive: each time would take most of the life.
+CHOOSE_EVERY, ARCHIVE_EVERY = 8, 500
+
+
+@dataclass
+class Moment:
+    """The user after so many feedbacks, and what was measured there."""
+
+    state: FastWeights
+    dumps: dict[str, bytes]
+    """All that Redis holds of the user, by key."""
+    rounds: list[Round] = field(default_factory=list)
+    overhead_ms: list[float] = field(default_factory=list)
+    """The gateway's own part of a chat, the median of each round."""
+    cpu_seconds: float = 0.0
+    """The gateway's, of all rounds' feedbacks: what a busy machine changes least."""
+
+    def p50_ms(self) -> float:
+        return median(r.ms(0.50) for r in self.rounds)
+
+    def p99_ms(self) -> float:
+        """Of all rounds' feedbacks together: one round has too few."""
+        return percentile([x for r in self.rounds for x in r.latencies], 0.99) * 1000
+
+    def cpu_ms(self) -> float:
+        return self.cpu_seconds / sum(len(r.latencies) for r in self.rounds) * 1000
+
+    def chat_ms(self) -> float:
+        return median(self.overhead_ms)
+
+
+class Lives:
+    """A user's life, kept at several lengths."""
+
+    def __init__(self, gateway: processes.Service, redis: Redis, settings: Settings, key: str) -> None:
+        self.at: dict[int, Moment] = {}
+        self._gateway = gateway
+        self._redis = redis
+        self._settings = settings
+        self._key = key
+
+    async def live(self, lengths: Sequence[int], progress: Progress) -> None:
+        """Give feedback up to the longest history."""
+        task = progress.add_task("a user's life", total=max(lengths))
+        count = load_tokens(processes.model_folder()).count
+        store, state, now = open_store(self._settings), FastWeights(), time.time()
+        items: tuple[str, ...] = ()
+        for n in range(max(lengths)):
+            if n % CHOOSE_EVERY == 0:
+                budget = self._settings.context_budget_tokens
+                items = choose(state, absorbed=frozenset(), budget_tokens=budget, count=count).items
+            served = stored.interaction(n, now, state).model_copy(update={"items": items})
+            await store.users.record(served, retention_seconds=stored.RETENTION_SECONDS)
+            given = {"signals": Signals.model_validate(said(n)), "rated_at": n + 1}
+            event = FeedbackEvent(revision=n + 1, at=now + n, interaction=served.model_copy(update=given))
+            state = apply(state, event)
+            await store.users.append(event, state, tenant=stored.TENANT, user=USER, optimize_at=None)
+            if n % ARCHIVE_EVERY == 0:
+                await archive_logs(store, self._settings)
+            if n + 1 in lengths:
+                dumps = {key: self._redis.dump(key) for key in (KEYS.log, KEYS.state, KEYS.snapshot)}
+                self.at[n + 1] = Moment(state, {key: dump for key, dump in dumps.items() if dump})
+            progress.advance(task)
+        await store.close()
+
+    async def measure(self, *, repeats: int, progress: Progress) -> None:
+        task = progress.add_task("measuring by history", total=repeats)
+        for repeat in range(-1, repeats):
+            # The first is to warm up; no length is always first.
+            for length in list(self.at) if repeat % 2 else reversed(self.at):
+                measured, overhead_ms, cpu_seconds = await self._round(length)
+                if repeat >= 0:
+                    moment = self.at[length]
+                    moment.rounds.append(measured)
+                    moment.overhead_ms.append(overhead_ms)
+                    moment.cpu_seconds += cpu_seconds
+            progress.advance(task, repeat >= 0)
+
+    async def _round(self, length: int) -> tuple[Round, float, float]:
+        """Put the user back; a round's feedbacks, the median overhead of its chats, and the gateway's CPU time for the feedbacks."""
+        self._redis.delete(KEYS.log, KEYS.state, KEYS.snapshot)
+        for key, dump in self.at[length].dumps.items():
+            self._redis.restore(key, 0, dump)
+        caller = Caller(self._gateway.port, self._key)
+        overhead = [float(caller.chat(USER, f"Line {n}?")[1]["x-fastslow-overhead-ms"]) for n in range(CHATS)]
+        requests = await self._requests(length)
+        gc.collect()
+        # The reply's length but for the digits of the revision.
+        reply = {
+            "object": "feedback",
+            "interaction_id": stored.interaction_id(USER, 0),
+            "context_revision": "",
+            "changed": True,
+        }
+        width = len(json.dumps(reply, separators=(",", ":"))) - 2
+        widths = range(width + len(str(length + 1)), width + len(str(length + FEEDBACKS)) + 1)
+        before = self._gateway.cpu_seconds()
+        measured = await load(self._gateway.port, [iter(requests)], lengths=widths)
+        used = self._gateway.cpu_seconds() - before
+        found, _ = caller.call("GET", f"/v1/users/{USER}/context", USER)
+        if found["revision"] != length + FEEDBACKS or len(measured.latencies) != FEEDBACKS:
+            raise RuntimeError(f"{FEEDBACKS} feedbacks after {length} lead to revision {found['revision']}")
+        return measured, median(overhead), used
+
+    async def _requests(self, length: int) -> list[bytes]:
+        """A round's feedbacks, each on an interaction that is there for it."""
+        store, now = open_store(self._settings), time.time()
+        requests = []
+        for n in range(FIRST_FRESH, FIRST_FRESH + FEEDBACKS):
+            fresh = stored.interaction(n, now, self.at[length].state).model_copy(update={"items": ()})
+            await store.users.record(fresh, retention_seconds=stored.RETENTION_SECONDS)
+            body = json.dumps({"interaction_id": fresh.id, **said(n)}).encode()
+            requests.append(http_request("POST", "/v1/feedback", headers(self._key, USER), body))
+        await store.close()
+        return requests
+
+    def table(self) -> Table:
+        out = Table(title="By the length of a user's history")
+        columns = ("feedbacks before", "items", "p50 ms", "p99 ms", "CPU ms", "chat p50 ms", "state KiB", "all KiB")
+        for column in columns:
+            out.add_column(column, justify="right")
+        for length, moment in self.at.items():
+            sizes = {key: len(dump) / 1024 for key, dump in moment.dumps.items()}
+            figures = (moment.p50_ms(), moment.p99_ms(), moment.cpu_ms(), moment.chat_ms())
+            figures += (sizes[KEYS.state], sum(sizes.values()))
+            out.add_row(f"{length:,}", str(len(moment.state.items)), *(f"{figure:.2f}" for figure in figures))
+        return out
+
+    def ratio(self) -> float:
+        """The longest history's p50 to the shortest one's, the median over repeats."""
+        short, long = self.at[min(self.at)], self.at[max(self.at)]
+        return median(b.ms(0.5) / a.ms(0.5) for a, b in zip(short.rounds, long.rounds, strict=True))
+
+    def details(self) -> dict[str, dict[str, float]]:
+        """By length of history."""
+        return {
+            "p50_ms_by_history": {str(n): moment.p50_ms() for n, moment in self.at.items()},
+            "p99_ms_by_history": {str(n): moment.p99_ms() for n, moment in self.at.items()},
+            "cpu_ms_by_history": {str(n): moment.cpu_ms() for n, moment in self.at.items()},
+            "chat_overhead_p50_ms_by_history": {str(n): moment.chat_ms() for n, moment in self.at.items()},
+        }
+
+
+def start(stack: ExitStack, folder: Path, cores: processes.Cores) -> Lives:
+    """Valkey, the mock upstream, and a gateway over both."""
+    folder.mkdir()
+    keys = ensure_keys(folder / "keys.json")
+    server = stack.enter_context(processes.valkey(folder / "valkey"))
+    upstream = stack.enter_context(processes.mock_vllm(folder, cores=cores.others))
+    gateway = stack.enter_context(
+        processes.gateway(folder, cores=cores.service, redis_port=server.port, vllm_port=upstream.port)
+    )
+    redis = Redis(port=server.port)
+    stack.callback(redis.close)
+    settings = Settings(_env_file=None, redis_url=f"redis://127.0.0.1:{server.port}/0", data_dir=folder)
+    return Lives(gateway, redis, settings, keys.first("client"))
