@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from asgi_lifespan import LifespanManager
 from redis import Redis
@@ -18,6 +19,10 @@ from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
 from tests.fakes import FakeVllm, RecordedJobs
+
+# Two cores that others use too: a first example that takes a second says nothing.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).parent.parent
 DEFAULT_MODEL = REPOSITORY / "data" / "models" / "smollm2-135m-instruct"
