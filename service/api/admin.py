@@ -4,7 +4,7 @@ import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 
 from service.api.auth import Caller, admin, checked_user
 from service.api.schemas import CohortRequest, ConsolidationRequest, PromoteRequest, RollbackRequest
@@ -12,6 +12,8 @@ from service.domain.feedback import BASE
 from service.domain.slow_weights import Scope
 from service.errors import Conflict
 from service.jobs import Jobs
+from service.rescoring import score_again
+from service.serving import Serving
 from service.store import Store
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
@@ -64,26 +66,40 @@ async def adapter(request: Request, name: str, caller: Admin) -> dict[str, Any]:
 
 
 @router.post("/scopes/{scope:path}/rollback", summary="Go back to an older version")
-async def rollback(request: Request, scope: str, body: RollbackRequest, caller: Admin) -> dict[str, Any]:
+async def rollback(
+    request: Request, scope: str, body: RollbackRequest, caller: Admin, background: BackgroundTasks
+) -> dict[str, Any]:
     """In force for the next request on every gateway; streams in flight finish on the version that they began with."""
+    parsed = Scope.parse(scope)
     entry = await _store(request).scopes.rollback(
-        Scope.parse(scope), tenant=caller.tenant, to=body.to, actor=caller.label, reason=body.reason, now=time.time()
+        parsed, tenant=caller.tenant, to=body.to, actor=caller.label, reason=body.reason, now=time.time()
     )
+    _score_again(request, background, parsed, tenant=caller.tenant)
     return entry.model_dump()
 
 
 @router.post("/scopes/{scope:path}/promote", summary="Put a named version in use")
-async def promote(request: Request, scope: str, body: PromoteRequest, caller: Admin) -> dict[str, Any]:
+async def promote(
+    request: Request, scope: str, body: PromoteRequest, caller: Admin, background: BackgroundTasks
+) -> dict[str, Any]:
     """An admin's decision, which also lifts the bar that a rollback set."""
+    parsed = Scope.parse(scope)
     entry = await _store(request).scopes.promote(
-        Scope.parse(scope),
+        parsed,
         tenant=caller.tenant,
         name=body.version,
         actor=caller.label,
         reason=body.reason,
         now=time.time(),
     )
+    _score_again(request, background, parsed, tenant=caller.tenant)
     return entry.model_dump()
+
+
+def _score_again(request: Request, background: BackgroundTasks, scope: Scope, *, tenant: str) -> None:
+    """The scope's populations, when the admin has the answer: a tenant has many users."""
+    serving: Serving = request.app.state.serving
+    background.add_task(score_again, serving.store, serving.settings, scope, tenant=tenant, now=time.time())
 
 
 @router.post("/consolidations", status_code=202, summary="Start a consolidation")
