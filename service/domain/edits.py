@@ -5,7 +5,14 @@ from typing import TypeVar
 
 from service.domain.comments import guideline_text
 from service.domain.events import Edit, EditEvent
-from service.domain.fast_weights import MAX_EXEMPLARS, MAX_GUIDELINES, FastWeights, bounded, remembered
+from service.domain.fast_weights import (
+    MAX_EXEMPLARS,
+    MAX_GUIDELINES,
+    MAX_ONE_ITEM_CHARS,
+    FastWeights,
+    bounded,
+    remembered,
+)
 from service.domain.items import Exemplar, Guideline, exemplar_id, guideline_id
 from service.errors import InvalidFields, NotFound
 
@@ -59,6 +66,10 @@ def _check(state: FastWeights, edit: Edit, *, param: str) -> None:
     for name, value in zip(("text", "prompt", "reply"), said, strict=True):
         if value is not None and not value.strip():
             raise InvalidFields(f"'{name}' is blank.", param=f"{param}.{name}")
+    if len(edit.prompt or "") + len(edit.reply or "") > MAX_ONE_ITEM_CHARS:
+        raise InvalidFields(
+            f"An exemplar of over {MAX_ONE_ITEM_CHARS} characters would not fit into any context.", param=param
+        )
 
 
 def guideline_wording(text: str) -> str:

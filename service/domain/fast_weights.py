@@ -8,15 +8,18 @@ from service.domain.events import Member
 from service.domain.feedback import BASE, Frozen
 from service.domain.items import Credit, Exemplar, Guideline, Item, ItemT
 
-# The state is read at every chat: bounded, oldest items first to go.
-MAX_GUIDELINES = 64
-MAX_EXEMPLARS = 128
-MAX_ITEM_CHARS = 64_000
+# The state is read at every chat and written at every feedback, so its size is their latency. A context has room for some ten items; the
+# others wait for their turn, or for a prompt that they resemble. The oldest go first.
+MAX_GUIDELINES = 32
+MAX_EXEMPLARS = 64
+MAX_ITEM_CHARS = 32_000
 """Of all guidelines, and of all exemplars."""
+MAX_ONE_ITEM_CHARS = 8_000
+"""A longer one fits no context and must not push out all others: where there is no room it goes before them."""
 # What was removed or merged is remembered this far back.
-MAX_REMEMBERED = 256
-# All items, the population's members, and some that may come back.
-MAX_CREDITS = 384
+MAX_REMEMBERED = 128
+# All items, the members of all populations, and some that may come back.
+MAX_CREDITS = 160
 
 ValueT = TypeVar("ValueT")
 
@@ -89,12 +92,12 @@ class Snapshot(Frozen):
 
 
 def bounded(items: dict[str, ItemT], most: int) -> dict[str, ItemT]:
-    """`items` without the oldest ones over the limits; what was put there by hand goes last."""
+    """`items` without the oldest ones over the limits; overlong ones go first, what was put there by hand last."""
     chars = sum(item.chars for item in items.values())
     if len(items) <= most and chars <= MAX_ITEM_CHARS:
         return items
     items = dict(items)
-    for item in sorted(items.values(), key=lambda item: (item.by_hand, item.renewed, item.id)):
+    for item in sorted(items.values(), key=lambda i: (i.chars <= MAX_ONE_ITEM_CHARS, i.by_hand, i.renewed, i.id)):
         if len(items) <= most and chars <= MAX_ITEM_CHARS:
             break
         del items[item.id]

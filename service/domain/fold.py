@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from service.domain.comments import guideline_text
 from service.domain.context import without_contradicted
-from service.domain.demonstrations import MAX_DRAFTS, demonstrations, draft_of
+from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of
 from service.domain.edits import edited
 from service.domain.events import EditEvent, Event
 from service.domain.fast_weights import (
@@ -82,6 +82,8 @@ def fold(events: Iterable[Event], state: FastWeights | None = None) -> FastWeigh
 def demonstrated(state: FastWeights) -> FastWeights:
     """The fast weights with demonstrations in the places of missing exemplars, as wishes and corrections now stand."""
     said = {name: x for name, x in state.exemplars.items() if x.stated}
+    if len(said) == len(state.exemplars) >= ENOUGH:
+        return state
     made = demonstrations(
         state.drafts.values(),
         exemplars=sorted(said.values(), key=lambda x: (x.born, x.id)),
@@ -114,6 +116,11 @@ def _said(state: FastWeights, event: FeedbackEvent) -> FastWeights:
             "credits": _credit(state, event, clock=clock),
             "drafts": dict(list(drafts.items())[-MAX_DRAFTS:]),
             "removed": {name: at for name, at in state.removed.items() if name not in said_again},
+            "aliases": {
+                name: stands
+                for name, stands in state.aliases.items()
+                if name not in guidelines and name not in exemplars
+            },
         }
     )
 
@@ -122,7 +129,12 @@ def _support(
     items: dict[str, ItemT], state: FastWeights, event: FeedbackEvent, *, before: ItemT | None, after: ItemT | None
 ) -> dict[str, ItemT]:
     """`items` with the event's interaction supporting `after` and no longer `before`; what stays the same keeps its age."""
-    left, joined = (state.resolve(item.id) if item else None for item in (before, after))
+
+    def standing(item: ItemT) -> str:
+        # What it was changed into may have been removed since; said anew it is itself again.
+        return stands if (stands := state.resolve(item.id)) in items else item.id
+
+    left, joined = (standing(item) if item else None for item in (before, after))
     if left == joined:
         return items
     items = dict(items)

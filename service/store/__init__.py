@@ -1,8 +1,8 @@
 """Every Redis key is read and written here and nowhere else; each Lua script lives in one typed method.
 
-`keys` names them, `users` holds interactions and logs, `scopes` adapter versions and pointers, `jobs` consolidations,
-`optimizations` whose contexts want optimizing, `embeddings` vectors of exemplars, `cold_start` what new users start from, `members` reads
-over many users at once.
+`keys` names them, `users` holds interactions and logs, `archives` takes the oldest events out of long ones, `scopes` adapter versions and
+pointers, `jobs` consolidations, `optimizations` whose contexts want optimizing, `embeddings` vectors of exemplars, `cold_start` what new
+users start from, `members` reads over many users at once.
 """
 
 from service.settings import Settings

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from service.domain.fast_weights import Snapshot
 from service.store.connection import Connection
 from service.store.keys import BUCKETS, UserKeys, long
-from service.store.users import event_field
+from service.store.logs import event_field
 
 # Replaces a log's oldest events by their fold, if the log still begins where it did when they were read. With `stale`, the cached state
 # was folded from an older snapshot and goes too.

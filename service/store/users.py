@@ -1,17 +1,17 @@
 """Users: interactions, the log of feedback, the cached fold of it."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
-from service.domain.events import Event, parse_event
-from service.domain.fast_weights import FOLD, FastWeights, Snapshot
+from service.domain.events import Event
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Interaction
-from service.domain.fold import fold
 from service.domain.slow_weights import Scope
 from service.errors import Conflict, NotFound
 from service.store.connection import Connection
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, shared_adapters, users_index
+from service.store.logs import Logs, UserHistory
+from service.store.states import States
 
 # Appends the event, sets the cached fold and, of a feedback, the interaction's standing signals; marks the user as due for consolidation
 # (a feedback does), for optimization (or as settled), and for the archive where the log is long; remembers the idempotency key.
@@ -47,12 +47,6 @@ if #last > 0 and last[1][1] == ARGV[1] .. '-0' then redis.call('SET', KEYS[2], A
 return 1
 """
 
-LOG_PAGE = 500
-# A log is trimmed once in thousands of feedbacks: twice during one read does not happen.
-READS = 2
-
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class ChatState:
@@ -75,19 +69,6 @@ class FeedbackInputs:
     """What was answered to this idempotency key before."""
 
 
-@dataclass(frozen=True)
-class UserHistory:
-    """A part of a user's log up to its end."""
-
-    start: FastWeights
-    """The fold of all that came before."""
-    events: list[Event]
-
-    def fold(self) -> FastWeights:
-        """The fast weights as they are now."""
-        return fold(self.events, self.start)
-
-
 class UserStore:
     """Reads and writes of one user's data. Every method names tenant and user, so none can reach across."""
 
@@ -95,6 +76,8 @@ class UserStore:
         self._redis = connection
         self._state_seconds = state_cache_seconds
         self._log_most_events = log_most_events
+        self._logs = Logs(connection)
+        self._states = States()
 
     async def chat_state(self, *, tenant: str, user: str) -> ChatState:
         """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
@@ -127,11 +110,11 @@ class UserStore:
 
     async def _fast_weights(self, keys: UserKeys, state: bytes | None, *, has_log: bool) -> FastWeights:
         if state is not None:
-            return FastWeights.model_validate_json(state)
+            return self._states.parsed(keys.state, state)
         if not has_log:
             return FastWeights()
         # Some tenths of a second for thousands of events: other users' chats go on meanwhile.
-        rebuilt = await asyncio.to_thread((await self._log(keys)).fold)
+        rebuilt = await asyncio.to_thread((await self._logs.read(keys)).fold)
         await self._redis.script(
             CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
         )
@@ -147,23 +130,26 @@ class UserStore:
     async def feedback_inputs(
         self, interaction_id: str, *, tenant: str, user: str, other_id: str | None, idempotency_key: str | None
     ) -> FeedbackInputs:
-        """Everything that one feedback is computed from, at one moment, in one round trip."""
+        """Everything that one feedback is computed from, in one round trip (more where the fold must be rebuilt).
+
+        The interaction is read after the fast weights: what came in between makes `append` refuse, for the log has moved on.
+        """
         keys = UserKeys(tenant=tenant, user=user)
-        found, other, receipt, state, has_log = await self._redis.pipeline(
-            [
-                ("GET", keys.interaction(interaction_id)),
-                ("GET", keys.interaction(other_id or "")),
-                ("GET", keys.idempotency(idempotency_key or "")),
-                ("GET", keys.state),
-                ("EXISTS", keys.log),
-            ],
-            atomic=True,
-        )
+        reads = [("GET", keys.state), ("EXISTS", keys.log), ("GET", keys.interaction(interaction_id))]
+        if other_id is not None:
+            reads.append(("GET", keys.interaction(other_id)))
+        if idempotency_key is not None:
+            reads.append(("GET", keys.idempotency(idempotency_key)))
+        state, has_log, found, *more = await self._redis.pipeline(reads)
+        fast_weights = await self._fast_weights(keys, state, has_log=bool(has_log))
+        if state is None and has_log:
+            found = await self._redis.call("GET", keys.interaction(interaction_id))
+        other = more.pop(0) if other_id is not None else None
         return FeedbackInputs(
             interaction=Interaction.model_validate_json(found) if found else None,
             other=Interaction.model_validate_json(other) if other else None,
-            fast_weights=await self._fast_weights(keys, state, has_log=bool(has_log)),
-            receipt=receipt,
+            fast_weights=fast_weights,
+            receipt=more[0] if more else None,
         )
 
     async def append(
@@ -195,10 +181,11 @@ class UserStore:
         keys = UserKeys(tenant=tenant, user=user)
         names = [keys.log, keys.state, keys.due, keys.optimize, keys.long, keys.users]
         names.append(keys.idempotency(idempotency_key or ""))
+        folded = after.model_dump_json().encode()
         args: list[str | bytes | int | float] = [
             event.revision,
             event.model_dump_json(),
-            after.model_dump_json(),
+            folded,
             self._state_seconds,
             keys.member,
             user,
@@ -216,6 +203,8 @@ class UserStore:
             raise Conflict("Other feedback of this user came first.", code="log_moved_on")
         if outcome == b"expired":
             raise NotFound("The interaction has expired.")
+        if outcome == b"ok":
+            self._states.keep(keys.state, folded, after)
         return rest[0] if rest else None
 
     async def receipt(self, *, tenant: str, user: str, idempotency_key: str | None) -> bytes | None:
@@ -234,41 +223,11 @@ class UserStore:
 
     async def log(self, *, tenant: str, user: str, after: int = 0) -> UserHistory:
         """The user's log past revision `after`, or past the archived events where those reach further."""
-        history = await self._log(UserKeys(tenant=tenant, user=user))
-        past = [event for event in history.events if event.revision > after]
-        return UserHistory(fold(history.events[: len(history.events) - len(past)], history.start), past)
-
-    async def _log(self, keys: UserKeys) -> UserHistory:
-        for _ in range(READS):
-            start = await self._snapshot(keys)
-            events = await self._events(keys, after=start.revision)
-            # Else it was trimmed between the two; `fold` refuses a log with a gap.
-            if not events or events[-1].revision - start.revision == len(events):
-                break
-        return UserHistory(start, events)
-
-    async def _snapshot(self, keys: UserKeys) -> FastWeights:
-        raw = await self._redis.call("GET", keys.snapshot)
-        if raw is None:
-            return FastWeights()
-        snapshot = Snapshot.model_validate_json(raw)
-        if snapshot.fold != FOLD:
-            log.warning("a snapshot was folded by older rules; it serves until the archive has been folded anew")
-            await self._redis.call("ZADD", keys.long, 0, keys.member)
-        return snapshot.state
+        return (await self._logs.read(UserKeys(tenant=tenant, user=user))).past(after)
 
     async def events(self, *, tenant: str, user: str, after: int = 0) -> list[Event]:
         """The user's log past revision `after`; archived events are not in it."""
-        return await self._events(UserKeys(tenant=tenant, user=user), after=after)
-
-    async def _events(self, keys: UserKeys, *, after: int) -> list[Event]:
-        events: list[Event] = []
-        while True:
-            page = await self._redis.call("XRANGE", keys.log, f"({after}-0", "+", "COUNT", LOG_PAGE)
-            events += [parse_event(event_field(fields)) for _, fields in page]
-            if len(page) < LOG_PAGE:
-                return events
-            after = events[-1].revision
+        return await self._logs.events(UserKeys(tenant=tenant, user=user), after=after)
 
     async def feedback_after(self, revision: int, *, tenant: str, user: str) -> int:
         """How many feedbacks the user's log has past a revision; edits and optimizations are none."""
@@ -287,8 +246,3 @@ class UserStore:
         """Every user of a tenant that ever gave feedback."""
         pages = await self._redis.pipeline([("ZRANGE", users_index(b, tenant), 0, -1) for b in range(BUCKETS)])
         return [user.decode() for page in pages for user in page]
-
-
-def event_field(fields: dict[bytes, bytes] | list[bytes]) -> bytes:
-    """The event of a stream's entry."""
-    return fields[b"event"] if isinstance(fields, dict) else fields[fields.index(b"event") + 1]

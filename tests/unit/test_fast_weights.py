@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.domain.context import choose, neutralize, render
 from service.domain.events import Edit, EditEvent, Event, Member, PopulationEvent, parse_event
-from service.domain.fast_weights import MAX_GUIDELINES, FastWeights
+from service.domain.fast_weights import MAX_GUIDELINES, MAX_ITEM_CHARS, FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
 from service.domain.fold import apply, fold
 from service.domain.items import DECAY, Credit, Guideline
@@ -192,6 +192,13 @@ def test_the_state_is_bounded_and_forgets_the_oldest() -> None:
     assert f"mention topic {MAX_GUIDELINES + 2}" in texts
 
 
+def test_an_overlong_exemplar_pushes_out_no_other() -> None:
+    short = [(n, Signals(correction=f"wanted {n}")) for n in range(8)]
+    long = (8, Signals(correction="word " * (MAX_ITEM_CHARS // 5)))
+    state = fold(log_of(*short, long))
+    assert {x.reply for x in state.exemplars.values() if x.stated} == {f"wanted {n}" for n in range(8)}
+
+
 def test_guidelines_join_the_clients_own_system_message() -> None:
     state = fold(log_of((0, Signals(comment="Be brief.", correction="wanted"))))
     context = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=500, count=words)
@@ -367,3 +374,14 @@ def test_a_rollback_finds_the_population_of_the_version_that_it_goes_back_to() -
         "fs-1": (second,),
         "fs-unknown": None,
     }
+
+
+def test_what_was_changed_and_then_removed_comes_back_as_it_is_said_and_goes_when_it_is_retracted() -> None:
+    log = log_of((0, Signals(comment="Use rhymes")), (1, Signals(comment="Use rhymes")), (1, Signals()))
+    [name] = fold(log[:1]).guidelines
+    changed = edits(2, Edit(op="change", id=name, text="Use verse"))
+    [new] = fold([log[0], changed]).guidelines
+    start = [log[0], changed, edits(3, Edit(op="remove", id=new))]
+    said_anew, retracted = (event.model_copy(update={"revision": event.revision + 2}) for event in log[1:])
+    assert {key: g.text for key, g in fold([*start, said_anew]).guidelines.items()} == {name: "Use rhymes"}
+    assert fold([*start, said_anew, retracted]).guidelines == {}
