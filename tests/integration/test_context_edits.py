@@ -1,17 +1,21 @@
 """`PATCH /v1/users/{user}/context` over a real Redis: each edit, each bad one, retries, races, whose context it is."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 
 from service.domain.events import EditEvent
 from service.domain.fold import fold
+from service.settings import Settings
 from service.store import Store
-from tests.conftest import OTHER_TENANT_KEY
+from service.tokens import Tokens
+from tests.conftest import OTHER_TENANT_KEY, gateway_client
 from tests.dialogue import chat, context_of, edit, optimized, say, texts_of
-from tests.fakes import FakeVllm
+from tests.fakes import FakeVllm, RecordedJobs
 
 ADDED = {"op": "add", "text": "Use short rhymes."}
 
@@ -224,6 +228,21 @@ async def test_an_edit_reaches_no_other_user_and_no_other_tenant(client: httpx.A
     assert theirs.status_code == 404
     assert await texts_of(client, user="bob") == []
     assert await texts_of(client) == [ADDED["text"]]
+
+
+async def test_a_token_edits_and_reads_its_own_user_alone(
+    settings: Settings, tokens: Tokens, jobs: RecordedJobs
+) -> None:
+    secret = "a-secret-of-32-characters-or-more!"
+    claims = {"sub": "dora", "tenant": "acme", "aud": "fastslow", "exp": time.time() + 60}
+    headers = {"Authorization": f"Bearer {jwt.encode(claims, secret, algorithm='HS256')}"}
+    with_jwt = settings.model_copy(update={"jwt_key": type(settings.jwt_key)(secret)})
+    async with gateway_client(with_jwt, tokens, jobs) as client:
+        body = {"edits": [ADDED]}
+        own = await client.patch("/v1/users/dora/context", json=body, headers=headers)
+        other = await client.patch("/v1/users/alice/context", json=body, headers=headers)
+        history = await client.get("/v1/users/alice/context/history", headers=headers)
+    assert [r.status_code for r in (own, other, history)] == [200, 403, 403]
 
 
 async def test_without_a_key_nothing_is_edited(client: httpx.AsyncClient) -> None:
