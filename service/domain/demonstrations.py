@@ -18,8 +18,6 @@ ENOUGH = 6
 # Replies that are kept to be rewritten, the newest.
 MAX_DRAFTS = 8
 MAX_DRAFT_CHARS = 600
-# Corrections that are compared, the newest: what they have in common is clear from a few.
-MAX_PAIRS = 16
 MIN_PAIRS = 2
 # Longest demonstration where no correction says how long a reply should be.
 DEFAULT_WORDS = 40
@@ -47,27 +45,45 @@ def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
     return Draft(prompt=prompt, reply=reply[:MAX_DRAFT_CHARS], revision=revision)
 
 
+def in_common(exemplars: Sequence[Exemplar]) -> dict[str, str]:
+    """What a user's corrections have in common, by axis of style; of `opening` and `closing` the phrase as it is written.
+
+    Nothing where there are enough exemplars to show it, or one alone, which does not tell what of it is the style.
+
+    Args:
+        exemplars: oldest first.
+    """
+    if not MIN_PAIRS <= len(exemplars) < ENOUGH:
+        return {}
+    found = infer([Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected])
+    return {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in found}
+
+
 def demonstrations(
-    drafts: Iterable[Draft], *, exemplars: Sequence[Exemplar], guidelines: Iterable[Guideline]
+    drafts: Iterable[Draft],
+    *,
+    exemplars: Sequence[Exemplar],
+    in_common: Mapping[str, str],
+    guidelines: Iterable[Guideline],
 ) -> list[Exemplar]:
     """The missing exemplars, from the newest drafts.
 
     Args:
         exemplars: what the user corrected or preferred, oldest first.
-        guidelines: what they said that stands.
+        in_common: what these have in common.
+        guidelines: what the user said that stands.
     """
     missing = ENOUGH - len(exemplars)
-    pairs = [Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected][-MAX_PAIRS:]
-    # One correction does not tell what of it is the style, and a demonstration without that style would speak against it.
+    # After one correction, a demonstration that lacks its style would speak against it.
     if missing <= 0 or len(exemplars) == 1:
         return []
-    wishes = {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in infer(pairs)} if len(pairs) >= MIN_PAIRS else {}
+    wishes = dict(in_common)
     for guideline in sorted(guidelines, key=lambda g: g.renewed):
         for axis, value in stances(guideline.text).items():
             wishes[axis] = value if axis not in ("opening", "closing") else _phrase(guideline.text) or ""
-    most_words = max((len(pair.wanted.split()) for pair in pairs), default=DEFAULT_WORDS)
     if not any(axis in wishes for axis in REWRITTEN):
         return []
+    most_words = max((len(x.reply.split()) for x in exemplars), default=DEFAULT_WORDS)
     known = {x.prompt.casefold() for x in exemplars}
     made: list[Exemplar] = []
     for draft in sorted(drafts, key=lambda d: -d.revision):
@@ -105,11 +121,12 @@ def rewritten(reply: str, wishes: Mapping[str, str], *, most_words: int) -> str 
 
 
 def _sentences(text: str, most_words: int) -> list[str]:
-    """The first whole sentences within so many words."""
+    """The first whole sentences within so many words; the first alone may take twice as many, or few replies could be shown at all."""
     kept: list[str] = []
+    words = 0
     for match in _SENTENCE.finditer(text):
-        most_words -= len(match[0].split())
-        if most_words < 0:
+        words += len(match[0].split())
+        if words > (most_words if kept else 2 * most_words):
             break
         kept.append(match[0].strip())
     return kept

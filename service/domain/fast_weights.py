@@ -56,6 +56,8 @@ class FastWeights(Frozen):
     """Item that was merged or changed -> the one that stands for it."""
     drafts: dict[str, Draft] = {}
     """Interaction -> its reply, of the last that were spoken of and not corrected: what demonstrations are made of."""
+    in_common: dict[str, str] = {}
+    """What the corrections have in common, by axis of style: likewise."""
     populations: tuple[Population, ...] = ()
     """One for each of the last adapter versions that it was scored under, the newest last: a rollback finds its own again."""
 

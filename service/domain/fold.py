@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from service.domain.comments import guideline_text
 from service.domain.context import without_contradicted
-from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of
+from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of, in_common
 from service.domain.edits import edited
 from service.domain.events import EditEvent, Event
 from service.domain.fast_weights import (
@@ -65,9 +65,9 @@ def apply(state: FastWeights, event: Event) -> FastWeights:
         raise ValueError(f"event {event.revision} does not follow revision {state.revision}: the log has a gap")
     state = state.model_copy(update={"revision": event.revision, "updated": event.at})
     if isinstance(event, FeedbackEvent):
-        return demonstrated(_said(state, event))
+        return demonstrated(_said(state, event), before=state)
     if isinstance(event, EditEvent):
-        return demonstrated(edited(state, event))
+        return demonstrated(edited(state, event), before=state)
     return repopulated(state, event)
 
 
@@ -79,18 +79,23 @@ def fold(events: Iterable[Event], state: FastWeights | None = None) -> FastWeigh
     return state
 
 
-def demonstrated(state: FastWeights) -> FastWeights:
+def demonstrated(state: FastWeights, *, before: FastWeights) -> FastWeights:
     """The fast weights with demonstrations in the places of missing exemplars, as wishes and corrections now stand."""
     said = {name: x for name, x in state.exemplars.items() if x.stated}
     if len(said) == len(state.exemplars) >= ENOUGH:
         return state
+    exemplars = sorted(said.values(), key=lambda x: (x.born, x.id))
+    # Comparing replies takes longer than all the rest of a feedback, so only what is new is compared.
+    as_before = said.keys() == {name for name, x in before.exemplars.items() if x.stated}
+    common = before.in_common if as_before else in_common(exemplars)
     made = demonstrations(
         state.drafts.values(),
-        exemplars=sorted(said.values(), key=lambda x: (x.born, x.id)),
+        exemplars=exemplars,
+        in_common=common,
         guidelines=without_contradicted(g for g in state.guidelines.values() if g.stated),
     )
     shown = {x.id: state.exemplars.get(x.id, x) for x in made if x.id not in state.removed and x.id not in said}
-    return state if not shown and said == state.exemplars else state.model_copy(update={"exemplars": said | shown})
+    return state.model_copy(update={"exemplars": said | shown, "in_common": common})
 
 
 def _said(state: FastWeights, event: FeedbackEvent) -> FastWeights:

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.demonstrations import ENOUGH, Draft, demonstrations, rewritten
+from service.domain.demonstrations import ENOUGH, Draft, demonstrations, in_common, rewritten
 from service.domain.items import Exemplar, Guideline, exemplar_id
 
 REPLY = "Rain is water, mostly. It falls from clouds. Then it flows"
 
 
-def corrected(n: int, *, reply: str, rejected: str = "It is a long story, so let me begin at the very beginning.") -> Exemplar:
+def corrected(
+    n: int, *, reply: str, rejected: str = "It is a long story, so let me begin at the very beginning."
+) -> Exemplar:
     prompt = f"What is thing {n}?"
     return Exemplar(
         id=exemplar_id(prompt, reply, rejected),
@@ -44,31 +46,33 @@ def test_a_reply_is_brought_into_the_form_that_is_wished_for(wishes: dict[str, s
 
 def test_what_corrections_have_in_common_is_shown_on_the_other_replies() -> None:
     exemplars = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(2)]
-    made = demonstrations(drafts(8), exemplars=exemplars, guidelines=[])
+    made = demonstrations(drafts(8), exemplars=exemplars, in_common=in_common(exemplars), guidelines=[])
     assert len(made) == ENOUGH - len(exemplars)
     assert all(x.reply.endswith("Cheers!") and x.origin == "inferred" for x in made)
 
 
 def test_one_correction_alone_tells_too_little() -> None:
     exemplars = [corrected(1, reply="Thing 1 is a tool. Cheers!")]
-    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+    assert demonstrations(drafts(8), exemplars=exemplars, in_common=in_common(exemplars), guidelines=[]) == []
 
 
 def test_a_stated_wish_is_shown_before_anything_is_corrected() -> None:
     said = Guideline(id="g-1", text='End every reply with "Cheers!"', sources={"chatcmpl-1": 1}, support=1)
-    made = demonstrations(drafts(2), exemplars=[], guidelines=[said])
+    made = demonstrations(drafts(2), exemplars=[], in_common={}, guidelines=[said])
     assert [x.reply for x in made] == ["Rain is water, mostly. It falls from clouds. Cheers!"] * 2
 
 
 def test_enough_real_exemplars_need_no_demonstration() -> None:
     exemplars = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(ENOUGH)]
-    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+    assert demonstrations(drafts(8), exemplars=exemplars, in_common=in_common(exemplars), guidelines=[]) == []
 
 
 def test_corrections_without_a_common_form_show_nothing() -> None:
     replies = ("It is the capital of France.", "My answer would be that nobody knows this for sure, I am afraid.")
-    exemplars = [corrected(n, reply=reply, rejected="Nobody can tell what this is about.") for n, reply in enumerate(replies)]
-    assert demonstrations(drafts(8), exemplars=exemplars, guidelines=[]) == []
+    exemplars = [
+        corrected(n, reply=reply, rejected="Nobody can tell what this is about.") for n, reply in enumerate(replies)
+    ]
+    assert demonstrations(drafts(8), exemplars=exemplars, in_common=in_common(exemplars), guidelines=[]) == []
 
 
 WISHES = st.dictionaries(
