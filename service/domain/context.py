@@ -2,9 +2,11 @@
 
 Items compete by posterior gain per token: the posterior mean of being helpful, over what is no longer rendered, fading with the age of
 the evidence. What is chosen is ordered so that it rarely changes at the front (guidelines, then exemplars, each by age or as the
-optimizer ordered them; exemplars recalled for this prompt last), because vLLM's prefix cache ends at the first difference.
+optimizer ordered them; exemplars recalled for this prompt last), because vLLM's prefix cache ends at the first difference. Where not all
+exemplars fit, some room is kept for those of this epoch, so that not every new one pushes the oldest out at the front.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,6 +24,10 @@ MIN_HELPFUL = 1 / 3
 GUIDELINE_SHARE = 0.5
 # Where exemplars are recalled for the prompt, what they may take of the exemplars' room; the rest stays the same from chat to chat.
 RECALL_SHARE = 0.5
+# So many events of the log are an epoch: older exemplars make room for newer ones when one ends, and those of this one join at the end.
+EPOCH_EVENTS = 8
+# Of the room of the exemplars that stay, what is kept for this epoch's.
+EPOCH_SHARE = 0.25
 # What a chat template adds around one message, at most, in the templates of the families that vLLM serves.
 TOKENS_AROUND_MESSAGE = 8
 TOKENS_AROUND_GUIDELINE = 3
@@ -38,7 +44,7 @@ class Context(Frozen):
     guidelines: tuple[Guideline, ...] = ()
     exemplars: tuple[Exemplar, ...] = ()
     recalled: tuple[Exemplar, ...] = ()
-    """Chosen for this prompt, nearest last."""
+    """What fills the room that is left: chosen for this prompt, nearest last; or, where likeness is not known, the next best."""
     tokens: int = 0
 
     @property
@@ -75,6 +81,12 @@ class _Ranking:
         """What is newer was said since the population was computed (or just now), so that the next chat must have it."""
         return self.member.basis if self.member else self.state.revision - 1
 
+    def young(self, item: Item) -> bool:
+        """Whether it has its place without competing with the older ones: said in this epoch, the last event's always, or pinned."""
+        last = self.state.revision - 1
+        _, renewed = self.weighed(item)
+        return item.pinned or (item.stated and renewed > last - last % EPOCH_EVENTS)
+
     def allowed(self, item: Item) -> bool:
         """Whether it may be rendered at all: the member's choice and what is newer; without a member, what the user said."""
         if item.pinned:
@@ -87,7 +99,9 @@ class _Ranking:
             chosen = item.stated or isinstance(item, Exemplar)
         else:
             chosen = item.id in self.member.items or renewed > self.since
-        return chosen and gain >= 0
+        # What was said last is heard, odd or not.
+        heard = item.id not in self.state.odd or item.renewed == self.state.revision
+        return chosen and heard and gain >= 0
 
     def order(self, items: Iterable[ItemT], cost: Callable[[ItemT], int]) -> list[ItemT]:
         """Who gets a place first: pinned, then what was said, then fresh, then by gain per token; ties to the newest."""
@@ -137,24 +151,41 @@ def choose(
     )
     used = guideline_tokens + heading if guidelines else 0
     wanted = ranking.order((x for x in state.exemplars.values() if x.id not in absorbed), _exemplar_cost(count))
-    wanted = _one_of_each(wanted)
-    room = budget_tokens - used
-    exemplars, exemplar_tokens = _fill(wanted, cost=_exemplar_cost(count), budget=room)
-    recalled: tuple[Exemplar, ...] = ()
-    if similarity and len(exemplars) < len(wanted):
-        exemplars, exemplar_tokens = _fill(wanted, cost=_exemplar_cost(count), budget=int(room * (1 - RECALL_SHARE)))
-        left = [x for x in wanted if x not in exemplars and x.id in similarity]
-        left.sort(key=lambda x: (similarity[x.id], x.id), reverse=True)
-        nearest, recalled_tokens = _fill(left, cost=_exemplar_cost(count), budget=room - exemplar_tokens)
-        recalled, exemplar_tokens = tuple(reversed(nearest)), exemplar_tokens + recalled_tokens
+    exemplars, recalled, exemplar_tokens = _exemplars(
+        _one_of_each(wanted), ranking, cost=_exemplar_cost(count), room=budget_tokens - used, similarity=similarity
+    )
     return Context(
         revision=state.revision,
         member=member.id if member else AUTO,
         guidelines=ranking.rendered(guidelines),
         exemplars=ranking.rendered(exemplars),
-        recalled=recalled,
+        recalled=tuple(recalled),
         tokens=used + exemplar_tokens,
     )
+
+
+def _exemplars(
+    wanted: Sequence[Exemplar],
+    ranking: _Ranking,
+    *,
+    cost: Callable[[Exemplar], int],
+    room: int,
+    similarity: Mapping[str, float] | None,
+) -> tuple[list[Exemplar], list[Exemplar], int]:
+    """The exemplars that stay from chat to chat; those that fill the rest, best last; and the tokens of all."""
+    everything, tokens = _fill(wanted, cost=cost, budget=room)
+    if len(everything) == len(wanted):
+        return everything, [], tokens
+    budget = int(room * (1 - RECALL_SHARE)) if similarity else room
+    young, young_tokens = _fill(filter(ranking.young, wanted), cost=cost, budget=budget)
+    kept = max(young_tokens, int(budget * EPOCH_SHARE))
+    older, older_tokens = _fill(itertools.filterfalse(ranking.young, wanted), cost=cost, budget=budget - kept)
+    there = {x.id for x in (*young, *older)}
+    left = [x for x in wanted if x.id not in there]
+    if similarity:
+        left = sorted((x for x in left if x.id in similarity), key=lambda x: (similarity[x.id], x.id), reverse=True)
+    rest, rest_tokens = _fill(left, cost=cost, budget=room - young_tokens - older_tokens)
+    return [*young, *older], rest[::-1], young_tokens + older_tokens + rest_tokens
 
 
 def left_out(state: FastWeights, context: Context, *, absorbed: frozenset[str]) -> list[Exemplar]:
@@ -205,7 +236,7 @@ def _one_of_each(exemplars: Iterable[Exemplar]) -> list[Exemplar]:
     return list(first.values())
 
 
-def _fill(candidates: Sequence[ItemT], *, cost: Callable[[ItemT], int], budget: int) -> tuple[list[ItemT], int]:
+def _fill(candidates: Iterable[ItemT], *, cost: Callable[[ItemT], int], budget: int) -> tuple[list[ItemT], int]:
     """The candidates that fit the budget, each in its turn; and their tokens."""
     chosen: list[ItemT] = []
     used = 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from service.domain.comments import stances
 from service.domain.feedback import Frozen, Interaction
-from service.domain.inference import Pair, infer
+from service.domain.inference import TELLING, Pair, follows, infer
 from service.domain.items import Exemplar, Guideline, exemplar_id
 
 # So many exemplars are enough to show a style; real ones count first.
@@ -18,7 +18,8 @@ ENOUGH = 6
 # Replies that are kept to be rewritten, the newest.
 MAX_DRAFTS = 8
 MAX_DRAFT_CHARS = 600
-MIN_PAIRS = 2
+# Corrections that are compared, the newest: users change their minds.
+COMPARED = 8
 # Longest demonstration where no correction says how long a reply should be.
 DEFAULT_WORDS = 40
 
@@ -46,17 +47,21 @@ def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
 
 
 def in_common(exemplars: Sequence[Exemplar]) -> dict[str, str]:
-    """What a user's corrections have in common, by axis of style; of `opening` and `closing` the phrase as it is written.
+    """What a user's last corrections have in common, by axis of style; of `opening` and `closing` the phrase as it is written.
 
-    Nothing where there are enough exemplars to show it, or one alone, which does not tell what of it is the style.
+    Nothing of one alone, which does not tell what of it is the style.
 
     Args:
         exemplars: oldest first.
     """
-    if not MIN_PAIRS <= len(exemplars) < ENOUGH:
-        return {}
-    found = infer([Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected])
-    return {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in found}
+    compared = [Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected][-COMPARED:]
+    return {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in infer(compared)}
+
+
+def is_odd(exemplar: Exemplar, in_common: Mapping[str, str]) -> bool:
+    """Whether a correction lacks what the others have in common: made in haste, or before the user changed their mind."""
+    styles = ((axis, value) for axis, value in in_common.items() if axis in TELLING)
+    return not exemplar.pinned and any(follows(exemplar.reply, axis, value) is False for axis, value in styles)
 
 
 def demonstrations(

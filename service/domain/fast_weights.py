@@ -57,7 +57,9 @@ class FastWeights(Frozen):
     drafts: dict[str, Draft] = {}
     """Interaction -> its reply, of the last that were spoken of and not corrected: what demonstrations are made of."""
     in_common: dict[str, str] = {}
-    """What the corrections have in common, by axis of style: likewise."""
+    """What the last corrections have in common, by axis of style."""
+    odd: tuple[str, ...] = ()
+    """Exemplars without that: a correction in haste, which would teach the opposite."""
     populations: tuple[Population, ...] = ()
     """One for each of the last adapter versions that it was scored under, the newest last: a rollback finds its own again."""
 

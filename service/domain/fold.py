@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from service.domain.comments import guideline_text
 from service.domain.context import without_contradicted
-from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of, in_common
+from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of, in_common, is_odd
 from service.domain.edits import edited
 from service.domain.events import EditEvent, Event
 from service.domain.fast_weights import (
@@ -80,22 +80,23 @@ def fold(events: Iterable[Event], state: FastWeights | None = None) -> FastWeigh
 
 
 def demonstrated(state: FastWeights, *, before: FastWeights) -> FastWeights:
-    """The fast weights with demonstrations in the places of missing exemplars, as wishes and corrections now stand."""
+    """The fast weights with demonstrations in the places of missing exemplars, and odd ones known, as what was said now stands."""
     said = {name: x for name, x in state.exemplars.items() if x.stated}
-    if len(said) == len(state.exemplars) >= ENOUGH:
+    # Comparing replies takes longer than all the rest of a feedback, so only what is new is compared.
+    compared = said.keys() == {name for name, x in before.exemplars.items() if x.stated}
+    if compared and len(said) == len(state.exemplars) >= ENOUGH:
         return state
     exemplars = sorted(said.values(), key=lambda x: (x.born, x.id))
-    # Comparing replies takes longer than all the rest of a feedback, so only what is new is compared.
-    as_before = said.keys() == {name for name, x in before.exemplars.items() if x.stated}
-    common = before.in_common if as_before else in_common(exemplars)
+    common = before.in_common if compared else in_common(exemplars)
+    odd = before.odd if compared else tuple(x.id for x in exemplars if is_odd(x, common))
     made = demonstrations(
         state.drafts.values(),
-        exemplars=exemplars,
+        exemplars=[x for x in exemplars if x.id not in odd],
         in_common=common,
         guidelines=without_contradicted(g for g in state.guidelines.values() if g.stated),
     )
     shown = {x.id: state.exemplars.get(x.id, x) for x in made if x.id not in state.removed and x.id not in said}
-    return state.model_copy(update={"exemplars": said | shown, "in_common": common})
+    return state.model_copy(update={"exemplars": said | shown, "in_common": common, "odd": odd})
 
 
 def _said(state: FastWeights, event: FeedbackEvent) -> FastWeights:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.demonstrations import ENOUGH, Draft, demonstrations, in_common, rewritten
+from service.domain.demonstrations import ENOUGH, Draft, demonstrations, in_common, is_odd, rewritten
 from service.domain.items import Exemplar, Guideline, exemplar_id
 
 REPLY = "Rain is water, mostly. It falls from clouds. Then it flows"
@@ -85,3 +85,35 @@ WISHES = st.dictionaries(
 def test_any_reply_is_rewritten_or_left_alone(reply: str, wishes: dict[str, str], most_words: int) -> None:
     text = rewritten(reply, wishes, most_words=most_words)
     assert text is None or text.strip()
+
+
+def test_a_correction_without_what_the_others_share_is_odd() -> None:
+    exemplars = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(4)]
+    hasty = corrected(9, reply="It was invented in 1920.")
+    common = in_common([*exemplars, hasty])
+    assert [x.id for x in [*exemplars, hasty] if is_odd(x, common)] == [hasty.id]
+
+
+@pytest.mark.parametrize(
+    ("said", "odd"),
+    [
+        ('"Put it in quotes," he said.', ("quotes", "yes")),
+        ("It is in plain text.", ("case", "lower")),
+        ("No list here.", ("bullets", "yes")),
+        ("It ends. Bye!", ("closing", "Cheers!")),
+        ("It begins.", ("opening", "Ahoy!")),
+    ],
+)
+def test_each_telling_axis_finds_its_odd_one(said: str, odd: tuple[str, str]) -> None:
+    assert is_odd(corrected(1, reply=said), dict([odd]))
+
+
+def test_longer_or_shorter_is_not_odd() -> None:
+    assert not is_odd(corrected(1, reply="One. Two. Three."), {"length": "shorter", "sentences": "1"})
+
+
+def test_a_changed_mind_wins_after_a_few_corrections() -> None:
+    old = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(6)]
+    new = [corrected(n, reply=f"thing {n} is a tool, that much is clear") for n in range(6, 13)]
+    common = in_common([*old, *new])
+    assert [is_odd(x, common) for x in (old[-1], new[-1])] == [True, False]

@@ -385,3 +385,18 @@ def test_what_was_changed_and_then_removed_comes_back_as_it_is_said_and_goes_whe
     said_anew, retracted = (event.model_copy(update={"revision": event.revision + 2}) for event in log[1:])
     assert {key: g.text for key, g in fold([*start, said_anew]).guidelines.items()} == {name: "Use rhymes"}
     assert fold([*start, said_anew, retracted]).guidelines == {}
+
+
+def test_a_hasty_correction_is_heard_at_once_and_left_out_when_more_of_the_others_kind_come() -> None:
+    careful = [(n, Signals(correction=f"Answer {n}. Cheers!")) for n in range(3)]
+    hasty = (7, Signals(correction="It was 1920."))
+    just_said = fold(log_of(*careful, hasty))
+    later = fold(log_of(*careful, hasty, (8, Signals(correction="Answer 8. Cheers!"))))
+
+    def replies(state: FastWeights) -> list[str]:
+        context = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=500, count=words)
+        return [x.reply for x in context.exemplars]
+
+    assert "It was 1920." in replies(just_said)
+    assert "It was 1920." not in replies(later)
+    assert len(replies(later)) == 4

@@ -1,6 +1,7 @@
 """What can be counted in one reply."""
 
 import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from service.domain.comments.words import words
@@ -59,6 +60,8 @@ class Traits(NamedTuple):
     language: str | None
 
 
+# A user's corrections are compared anew with each further one.
+@lru_cache(4096)
 def traits_of(text: str) -> Traits:
     text = text.strip()
     read = text[:READ_CHARS]
