@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     state_cache_seconds: int = Field(30 * 86400, ge=60)
     """How long the cached fold of a silent user stays; it is rebuilt from the log when it is gone."""
     log_keep_events: int = Field(2000, ge=1)
-    """Newest events that a user's log keeps in Redis: a consolidation trains on far fewer. The rest is archived when it is twice as long."""
+    """Newest events that a user's log keeps in Redis; the rest is archived when it is twice as long. A consolidation needs far fewer."""
     archive_seconds: float = Field(60.0, gt=0)
     """How often long logs are looked for."""
     # Chat must answer unpersonalized, and feedback with 503, well before a client gives up.
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     """...or this long after the last one."""
     optimize_tick_seconds: float = Field(2.0, gt=0)
     """How often it is looked for users who are due."""
-    optimize_metric_calls: int = Field(120, ge=1)
+    optimize_metric_calls: int = Field(100, ge=1)
     """Most scorings of a context on one feedback in a search; each is one or two short replies."""
     optimize_limit_seconds: int = Field(120, ge=1)
     """A search ends with what it has after this long."""

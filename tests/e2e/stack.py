@@ -155,6 +155,18 @@ class User:
         receipt: dict[str, Any] = response.json()
         return receipt
 
+    def dry_run(self, question: str) -> dict[str, Any]:
+        """What vLLM would be asked."""
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": question}],
+            "personalization": {"dry_run": True},
+        }
+        response = self.http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200, response.text
+        shown: dict[str, Any] = response.json()
+        return shown
+
     def context(self) -> dict[str, Any]:
         response = self.http.get(f"/v1/users/{self.name}/context")
         assert response.status_code == 200, response.text
@@ -173,6 +185,7 @@ class Reply:
         self.id = interaction_id
         self.text = text
         self.adapter = headers.get("x-fastslow-adapter", "")
+        self.member = headers.get("x-fastslow-context-member", "")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What of the user a chat is served with: the request's own wish, the dry run, the member that is drawn, exemplars recalled for the prompt."""
+"""What of the user a chat is served with: by the request's own wish, in a dry run, by the member that is drawn."""
 
 import time
 from typing import Any

@@ -197,8 +197,11 @@ def find_absorbed(
 
 def context_tokens(base: Base, state: FastWeights, *, absorbed: Sequence[str], budget_tokens: int) -> int:
     """Tokens of a user's rendered context."""
-    count = base.tokens.count
     context = choose(
-        state, absorbed=frozenset(absorbed), budget_tokens=budget_tokens, count=count, member=leading(state, adapter=state.population.adapter)
+        state,
+        absorbed=frozenset(absorbed),
+        budget_tokens=budget_tokens,
+        count=base.tokens.count,
+        member=leading(state, adapter=state.population.adapter),
     )
     return context.tokens
