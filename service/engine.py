@@ -1,19 +1,49 @@
 """The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
 import orjson
 
+from service.domain.feedback import Message
 from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
 from service.settings import Settings
 
 CHAT_PATH = "/v1/chat/completions"
+SCORE_PATH = "/fastslow/score"
+MAX_SCORED_REPLIES = 256
+"""In one request for scores."""
 OVERLOADED_RETRY_SECONDS = 2
 AWAY_RETRY_SECONDS = 5
 DONE = b"data: [DONE]"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Replies to one conversation, which has its context rendered into it."""
+
+    messages: Sequence[Message]
+    replies: Sequence[str]
+    """Without control tokens (`Tokens.neutralize`)."""
+    ended: bool = True
+    """Score the end of turn too; not where replies were cut off."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a reply is."""
+
+    logprob_sum: float
+    """Nats."""
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.logprob_sum / self.tokens
 
 
 class Engine(Protocol):
@@ -25,6 +55,17 @@ class Engine(Protocol):
 
     def stream(self, body: dict[str, Any], *, request_id: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """A streamed one: server-sent events without their blank lines, `data: [DONE]` last. Leaving early aborts it."""
+        ...
+
+    async def score(
+        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str
+    ) -> list[list[Score]]:
+        """The scores of all replies, by item, under the base model or an adapter version. They give way to chats.
+
+        Raises:
+            ContextLengthExceeded: an item does not fit the window; the message says which.
+            UpstreamRejected: an unknown model (404), no or too many replies.
+        """
         ...
 
     async def ready(self) -> None:
@@ -70,6 +111,22 @@ class VllmEngine:
     async def stream(self, body: dict[str, Any], *, request_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self._post(CHAT_PATH, body, request_id) as response:
             yield _events(response)
+
+    async def score(
+        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str
+    ) -> list[list[Score]]:
+        bodies = [
+            {
+                "messages": [message.model_dump(exclude_none=True) for message in item.messages],
+                "replies": item.replies,
+                "ended": item.ended,
+            }
+            for item in items
+        ]
+        body = {"model": model, "cache_salt": cache_salt, "items": bodies}
+        async with self._post(SCORE_PATH, body, request_id) as response:
+            scores = orjson.loads(await response.read())["scores"]
+        return [[Score(**score) for score in replies] for replies in scores]
 
     @asynccontextmanager
     async def _post(self, path: str, body: dict[str, Any], request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:

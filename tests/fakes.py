@@ -53,13 +53,24 @@ class FakeEmbedder:
         self.closed = True
 
 
+def overlap(conversation: str, reply: str) -> float:
+    """A log-probability per token (nats) that grows from -4 to -1 with the share of the reply's words that were said before."""
+    said, words = set(conversation.lower().split()), reply.lower().split()
+    return -4 + 3 * sum(word in said for word in words) / max(1, len(words))
+
+
 class FakeVllm:
-    """Answers chat completions in vLLM's shapes; what it says is `reply(body)`, what it was asked is in `bodies`."""
+    """Answers chat completions in vLLM's shapes; what it says is `reply(body)`, what it was asked is in `bodies`.
+
+    Scores replies too, a word as a token: by `likelihood(conversation, reply)`; those requests are in `scored`.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.adapters: set[str] = set()
+        self.scored: list[dict[str, Any]] = []
+        self.likelihood: Callable[[str, str], float] = overlap
         self.reply: Callable[[dict[str, Any]], str] = lambda body: f"Reply {len(self.bodies)}"
         self.refuse: tuple[int, dict[str, Any]] | None = None
         self.piece_seconds = 0.0
@@ -71,6 +82,7 @@ class FakeVllm:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/fastslow/score", self._score)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
@@ -96,16 +108,32 @@ class FakeVllm:
         error = {"message": f"The model `{body['model']}` does not exist.", "type": "NotFoundError", "code": 404}
         return web.json_response({"error": error}, status=404)
 
+    def _refusal(self, body: dict[str, Any]) -> web.Response | None:
+        if self.refuse is not None:
+            status, error = self.refuse
+            return web.json_response({"error": error}, status=status)
+        return self._unknown(body)
+
+    async def _score(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.scored.append(body)
+        return self._refusal(body) or web.json_response({"scores": [self._scores(item) for item in body["items"]]})
+
+    def _scores(self, item: dict[str, Any]) -> list[dict[str, float]]:
+        conversation = " ".join(message.get("content") or "" for message in item["messages"])
+        scores = []
+        for reply in item["replies"]:
+            tokens = len(reply.split()) + item["ended"]
+            scores.append({"logprob_sum": tokens * self.likelihood(conversation, reply), "tokens": tokens})
+        return scores
+
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        if self.refuse is not None:
-            status, error = self.refuse
-            return web.json_response({"error": error}, status=status)
-        unknown = self._unknown(body)
-        if unknown is not None:
-            return unknown
+        refusal = self._refusal(body)
+        if refusal is not None:
+            return refusal
         try:
             serve = self._stream if body.get("stream") else self._whole
             return await serve(request, body)

@@ -1,11 +1,12 @@
 """Fixtures that start real servers, once a session."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.replica import Replica
+from tests.integration.replica import Replica, publish_adapter
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,14 @@ def vllm_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield replica
     finally:
         replica.stop()
+
+
+@pytest.fixture(scope="session")
+def seeds() -> "itertools.count[int]":
+    return itertools.count(1)
+
+
+@pytest.fixture
+def publish(vllm_server: Replica, seeds: "itertools.count[int]") -> Callable[..., str]:
+    """Publishes an adapter version that the replica has not seen; returns its name."""
+    return lambda **options: publish_adapter(vllm_server.store, vllm_server.model_path, seed=next(seeds), **options)

@@ -105,10 +105,10 @@ class Replica:
         assert response.status_code == 200, response.text
         return response.json()["choices"][0]["message"]["content"]
 
-    def running(self) -> float:
-        """vLLM's gauge of requests that generate now."""
+    def metric(self, name: str) -> float:
+        """The present value of vLLM's `vllm:<name>`."""
         lines = self.http.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
 
 def chat_body(model: str, max_tokens: int, **fields) -> dict:

@@ -1,32 +1,18 @@
 """Our plugin inside a real vLLM on the CPU: adapters by name, eviction, and what a replica does not answer."""
 
-import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.integration.replica import BASE, Replica, chat_body, publish_adapter
+from tests.integration.replica import BASE, chat_body
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 UNKNOWN = "fs-0123456789ab-0001-0123456789ab"
-Publish = Callable[..., str]
-
-
-@pytest.fixture
-def publish(vllm_server: Replica, seeds: "itertools.count[int]") -> Publish:
-    """Publishes an adapter version that the replica has not seen; returns its name."""
-    return lambda **options: publish_adapter(vllm_server.store, vllm_server.model_path, seed=next(seeds), **options)
-
-
-@pytest.fixture(scope="session")
-def seeds() -> "itertools.count[int]":
-    return itertools.count(1)
 
 
 def test_a_name_in_the_store_is_served_on_its_first_use_and_changes_the_reply(vllm_server, publish):
@@ -84,6 +70,7 @@ def test_a_path_that_the_service_does_not_use_is_404(vllm_server, method, path):
     [
         ("GET", "/fastslow/adapters"),
         ("DELETE", f"/fastslow/adapters/{UNKNOWN}"),
+        ("POST", "/fastslow/score"),
         ("POST", "/tokenize"),
         ("POST", "/v1/chat/completions"),
     ],
@@ -177,9 +164,9 @@ def test_a_client_that_hangs_up_ends_the_generation(vllm_server):
     body = chat_body(BASE, 1500, stream=True, ignore_eos=True)
     with vllm_server.http.stream("POST", "/v1/chat/completions", json=body) as stream:
         next(stream.iter_lines())
-        assert vllm_server.running() == 1
+        assert vllm_server.metric("num_requests_running") == 1
     # The whole reply would take a minute.
     deadline = time.monotonic() + 5
-    while vllm_server.running() > 0 and time.monotonic() < deadline:
+    while vllm_server.metric("num_requests_running") > 0 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert vllm_server.running() == 0
+    assert vllm_server.metric("num_requests_running") == 0

@@ -1,8 +1,11 @@
-"""What vLLM loads of ours, through its entry points: adapters by name from the store, and a closed set of routes.
+"""What vLLM loads of ours, through its entry points: adapters by name from the store, scores of replies, and a closed set of routes.
 
 - `local_copy.py`  verifies an adapter version and copies it to this replica
 - `resolver.py`    lets a request name an adapter version as its model (loaded in each of vLLM's processes)
 - `guard.py`       which paths a replica answers, and to whom
 - `eviction.py`    forgets an adapter without pulling files from under a running request
-- `routes.py`      lists and evicts adapters over HTTP
+- `scoring.py`     how likely replies are, exactly, whatever the prefix cache holds
+- `engine_runs.py` its runs over sequences, by vLLM's engine
+- `score_route.py` scores the replies of a request beside chats
+- `routes.py`      the endpoint plugin: lists and evicts adapters, takes the requests for scores
 """

@@ -1,4 +1,4 @@
-"""`GET /fastslow/adapters` and `DELETE /fastslow/adapters/{name}` inside vLLM, and the guard around all of its routes."""
+"""Our routes inside vLLM: list and evict adapters, score replies; and the guard around all of vLLM's."""
 
 import asyncio
 import logging
@@ -11,9 +11,11 @@ from fastapi.responses import JSONResponse
 from vllm import envs
 
 from service.domain.slow_weights import NAME
+from service.engine import SCORE_PATH
 from service.settings import Settings
 from workers.vllm_plugin.eviction import Adapters, Readers
 from workers.vllm_plugin.guard import Guard
+from workers.vllm_plugin.score_route import Scorer, score
 
 logger = logging.getLogger("vllm.fastslow")
 
@@ -21,7 +23,7 @@ logger = logging.getLogger("vllm.fastslow")
 EVICTION_WAIT_SECONDS = 5.0
 
 
-class AdapterRoutes:
+class Routes:
     """Our endpoint plugin (vLLM's protocol `EndpointPlugin`).
 
     Args:
@@ -45,12 +47,17 @@ class AdapterRoutes:
         app.add_middleware(Guard, tokens=tokens, readers=self._readers)
         app.add_api_route("/fastslow/adapters", self.list_adapters, methods=["GET"])
         app.add_api_route("/fastslow/adapters/{name}", self.evict_adapter, methods=["DELETE"])
+        app.add_api_route(SCORE_PATH, score, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called once, when the engine is up."""
         state.fastslow_adapters = Adapters(
             models=state.openai_serving_models, engine=engine_client, readers=self._readers, cache=self._cache
         )
+        state.fastslow_scorer = Scorer(
+            engine=engine_client, chat=state.openai_serving_chat, models=state.openai_serving_models
+        )
+        await state.fastslow_scorer.warm_up()
 
     async def list_adapters(self, request: Request) -> JSONResponse:
         """200 `{"adapters": [name, ...]}`: what is loaded here."""
@@ -73,6 +80,6 @@ class AdapterRoutes:
             logger.error("An adapter could not be evicted: %r", error)
 
 
-def make_routes() -> AdapterRoutes:
+def make_routes() -> Routes:
     """Entry point of `vllm.endpoint_plugins`."""
-    return AdapterRoutes(cache=Settings().adapter_cache)
+    return Routes(cache=Settings().adapter_cache)
