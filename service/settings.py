@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     """...or this long after the last one."""
     optimize_tick_seconds: float = Field(2.0, gt=0)
     """How often it is looked for users who are due."""
-    optimize_metric_calls: int = Field(100, ge=1)
+    optimize_metric_calls: int = Field(60, ge=1)
     """Most scorings of a context on one feedback in a search; each is one or two short replies."""
     optimize_limit_seconds: int = Field(120, ge=1)
     """A search ends with what it has after this long."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.signals import worker_ready
 
-from service.jobs import CONTROL_QUEUE, SWEEP, celery_app
+from service.jobs import ARCHIVE, CONTROL_QUEUE, COUNT_COLD_START, SEND_OPTIMIZATIONS, SWEEP, celery_app
 from service.settings import Settings
 
 settings = Settings()
@@ -21,7 +21,22 @@ app.conf.update(
             "schedule": settings.sweep_seconds,
             # A sweep that waited until the next one is due has nothing of its own to do.
             "options": {"queue": CONTROL_QUEUE, "expires": settings.sweep_seconds},
-        }
+        },
+        "archive": {
+            "task": ARCHIVE,
+            "schedule": settings.archive_seconds,
+            "options": {"queue": CONTROL_QUEUE, "expires": settings.archive_seconds},
+        },
+        "optimizations": {
+            "task": SEND_OPTIMIZATIONS,
+            "schedule": settings.optimize_tick_seconds,
+            "options": {"queue": CONTROL_QUEUE, "expires": settings.optimize_tick_seconds},
+        },
+        "cold-start": {
+            "task": COUNT_COLD_START,
+            "schedule": settings.cold_start_seconds,
+            "options": {"queue": CONTROL_QUEUE, "expires": settings.cold_start_seconds},
+        },
     },
 )
 

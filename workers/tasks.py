@@ -7,19 +7,26 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from service.engine import VllmEngine
-from service.jobs import CONSOLIDATE, SWEEP, CeleryJobs
+from service.jobs import ARCHIVE, CONSOLIDATE, COUNT_COLD_START, OPTIMIZE, SEND_OPTIMIZATIONS, SWEEP, CeleryJobs
 from service.store import open_store
 from workers.app import app, settings
+from workers.archive import archive_logs
+from workers.cold_start import count_all
 from workers.consolidation.work import OnProgress, Outcome, Work
+from workers.context_search.due import send_due
 from workers.runner import run_job
 from workers.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
+    from service.embedding import Embedder
+    from service.tokens import Tokens
     from workers.consolidation.base import Base
 
 
 # A worker reads whole logs and asks every bucket, and nobody waits for it as for a chat.
 PATIENT = settings.model_copy(update={"redis_timeout_seconds": 30.0})
+# A search has a time limit, so it waits no longer than that for one reply.
+PROMPT = settings.model_copy(update={"upstream_timeout_seconds": float(settings.optimize_limit_seconds)})
 
 
 @app.task(name=SWEEP)
@@ -34,6 +41,80 @@ def sweep() -> None:
             await store.close()
 
     asyncio.run(run())
+
+
+@app.task(name=ARCHIVE)
+def archive() -> None:
+    """Move the oldest events of long logs into files."""
+
+    async def run() -> None:
+        store = open_store(PATIENT)
+        try:
+            await archive_logs(store, settings)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+@app.task(name=COUNT_COLD_START)
+def count_cold_start() -> None:
+    """Count what users have in common, where their tenant has opted in."""
+
+    async def run() -> None:
+        store = open_store(PATIENT)
+        try:
+            await count_all(store, settings)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+@app.task(name=SEND_OPTIMIZATIONS)
+def send_optimizations() -> None:
+    """Queue an optimization for each user whose time has come."""
+
+    async def run() -> None:
+        store = open_store(PATIENT)
+        try:
+            await send_due(store, CeleryJobs(settings), now=time.time())
+        finally:
+            await store.close()
+
+    asyncio.run(run())
+
+
+@app.task(name=OPTIMIZE)
+def optimize_context(tenant: str, user: str) -> None:
+    """Optimize one user's contexts."""
+    from workers.context_search.world import optimizing
+
+    async def run() -> None:
+        store, engine = open_store(PATIENT), VllmEngine(PROMPT)
+        try:
+            optimizer = optimizing(store, engine, tokens=_tokens(), embedder=_embedder, settings=settings)
+            await optimizer.optimize(tenant=tenant, user=user)
+        finally:
+            await engine.close()
+            await store.close()
+
+    asyncio.run(run())
+
+
+@lru_cache(1)
+def _tokens() -> "Tokens":
+    from service.tokens import load_tokens
+
+    return load_tokens(settings.model_path)
+
+
+@lru_cache(1)
+def _embedder() -> "Embedder | None":
+    """The embedding model, loaded once per worker process."""
+    from service.embedding import load_embedder
+
+    return load_embedder(settings)
 
 
 @app.task(name=CONSOLIDATE)

@@ -10,25 +10,28 @@ from service.domain.events import Edit, EditEvent, PopulationEvent
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Signals
 from service.domain.fold import apply, fold
-from service.errors import EngineUnavailable
+from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
 from service.settings import Settings
 from service.store import Store
 from tests.context_search_data import PlantedScorer, corrections, exemplar_for, feedback, means, words
 from tests.fakes import RecordedJobs
 from workers.context_search.due import SENT_SECONDS, send_due
-from workers.context_search.run import RETRY_SECONDS, Optimizing
+from workers.context_search.run import AWAY_SECONDS, REFUSED_SECONDS, Optimizing
 from workers.context_search.search import Means
 
 KEY = {"tenant": "acme", "user": "alice"}
 HELPFUL = {"Wanted 2.": 0.5, "Wanted 5.": 0.4, "Always shout": -0.7}
 
 
-async def say(store: Store, event: FeedbackEvent | EditEvent, *, optimize_at: float | None = 0.0) -> FastWeights:
+async def say(
+    store: Store, event: FeedbackEvent | EditEvent, *, optimize_at: float | None = 0.0, user: str = "alice"
+) -> FastWeights:
     """Append an event as the API would."""
     if isinstance(event, FeedbackEvent):
-        await store.users.record(event.interaction.model_copy(update={"signals": Signals()}), retention_seconds=1000)
-    after = apply(await store.users.fast_weights(**KEY), event)
-    await store.users.append(event, after, **KEY, optimize_at=optimize_at)
+        unspoken = event.interaction.model_copy(update={"signals": Signals()})
+        await store.users.record(unspoken, retention_seconds=1000)
+    after = apply(await store.users.fast_weights(tenant="acme", user=user), event)
+    await store.users.append(event, after, tenant="acme", user=user, optimize_at=optimize_at)
     return after
 
 
@@ -129,8 +132,16 @@ async def test_an_event_that_comes_between_reading_and_appending_costs_a_second_
     assert [event.kind for event in events[-4:]] == ["feedback"] * 3 + ["population"]
 
 
-async def test_a_scorer_that_is_away_leaves_the_last_population_and_is_asked_again_later(
-    store: Store, settings: Settings
+@pytest.mark.parametrize(
+    ("error", "outcome", "seconds"),
+    [
+        (EngineUnavailable("not there"), "scorer-away", AWAY_SECONDS),
+        (UpstreamRejected("no such adapter", status=404), "scorer-refused", REFUSED_SECONDS),
+        (ContextLengthExceeded("too long"), "scorer-refused", REFUSED_SECONDS),
+    ],
+)
+async def test_a_scorer_that_fails_leaves_the_last_population_and_is_asked_again_later(
+    store: Store, settings: Settings, error: Exception, outcome: str, seconds: float
 ) -> None:
     await said(store)
     await optimizing(store, settings, PlantedScorer(HELPFUL)).optimize(**KEY)
@@ -139,13 +150,13 @@ async def test_a_scorer_that_is_away_leaves_the_last_population_and_is_asked_aga
 
     class Away(PlantedScorer):
         async def score(self, model, items):
-            raise EngineUnavailable("not there")
+            raise error
 
-    assert await optimizing(store, settings, Away({})).optimize(**KEY) == "scorer-away"
+    assert await optimizing(store, settings, Away({})).optimize(**KEY) == outcome
     assert await store.users.fast_weights(**KEY) == before
-    assert await counted(store) == {("optimize", "improved"): 1, ("optimize", "scorer-away"): 1}
+    assert await counted(store) == {("optimize", "improved"): 1, ("optimize", outcome): 1}
     assert await store.optimizations.due(now=1000.0) == []
-    assert await store.optimizations.due(now=1000.0 + RETRY_SECONDS) == [("acme", "alice")]
+    assert await store.optimizations.due(now=1000.0 + seconds) == [("acme", "alice")]
 
 
 async def test_two_workers_do_not_optimize_the_same_user_at_once(store: Store, settings: Settings) -> None:

@@ -13,8 +13,9 @@ from workers.consolidation.dataset import Example, without_own
 
 # What a rendered token costs, in nats per token of a reply: a full context of 512 tokens must gain 0.05 over an empty one.
 TOKEN_NATS = 1e-4
-# What the user put in words counts this much beyond what is measured: only measured harm drops it, never its tokens.
-WORDS_NATS = 0.01
+# What the user put in words counts this much beyond what is measured: only clear harm drops it, neither its tokens nor a whim of the
+# smallest models, which follow exemplars better.
+WORDS_NATS = 0.05
 COMPONENT = "context"
 
 
@@ -35,6 +36,15 @@ class Candidate(NamedTuple):
     def of(cls, components: dict[str, str]) -> "Candidate":
         guidelines, exemplars = json.loads(components[COMPONENT])
         return cls(tuple(guidelines), tuple(exemplars))
+
+    @classmethod
+    def serving(cls, context: Context, *, order: Iterable[str]) -> "Candidate":
+        """The candidate that a context amounts to; its items in this order."""
+        guidelines, chosen = {g.id for g in context.guidelines}, set(context.items)
+        kept = [name for name in order if name in chosen]
+        return cls(
+            tuple(name for name in kept if name in guidelines), tuple(name for name in kept if name not in guidelines)
+        )
 
     def without(self, names: Iterable[str]) -> "Candidate":
         gone = set(names)
@@ -84,8 +94,7 @@ class Pool:
     def fitted(self, candidate: Candidate) -> Candidate:
         """The candidate as it would be served, with what is fixed: what does not fit or must not be rendered is left out."""
         names = dict.fromkeys((*map(self.state.resolve, candidate.items), *self.fixed))
-        context = self.context(names)
-        return Candidate(tuple(g.id for g in context.guidelines), tuple(x.id for x in context.exemplars))
+        return Candidate.serving(self.context(names), order=names)
 
     def context(self, items: Iterable[str], *, judged_by: Example | None = None) -> Context:
         """The context that serves a choice of items, by the very rules that serve chats.

@@ -31,8 +31,6 @@ async def find(guidelines: Sequence[Guideline], embedder: Embedder) -> Duplicate
         EmbedderUnavailable: the model failed.
     """
     order = sorted(guidelines, key=lambda g: (not g.by_hand, not g.stated, g.born, g.id))
-    if len(order) < 2:
-        return Duplicates()
     vectors = await embedder.embed([g.text for g in order])
 
     def apart(later: int, earlier: int) -> bool:

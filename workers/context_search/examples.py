@@ -8,9 +8,9 @@ from service.domain.feedback import FeedbackEvent, latest_interactions
 from workers.consolidation.dataset import Example, example_of
 
 # The newest are what the user wants now, and each costs a scoring for every candidate.
-MAX_EXAMPLES = 24
+MAX_EXAMPLES = 16
 # The start of a reply tells its style; a long one would cost as much as ten short ones.
-SCORED_TOKENS = 128
+SCORED_TOKENS = 96
 
 
 def usable(

@@ -14,8 +14,6 @@ from workers.context_search.style import closeness, is_broken, weights
 PROMPTS = 4
 # Enough to see a style, and whether the reply ends.
 REPLY_TOKENS = 64
-# A challenger may be so much less near to the wanted replies: one of four prompts differing a little is no defeat.
-TOLERANCE = 0.02
 
 
 class Generator(Protocol):
@@ -53,5 +51,5 @@ async def compare(
 
 
 def not_losing(scores: Mapping[Candidate, float], incumbent: Candidate) -> list[Candidate]:
-    """The challengers whose replies are at least about as near to what the user wants as the incumbent's."""
-    return [c for c in scores if c != incumbent and scores[c] >= scores[incumbent] - TOLERANCE]
+    """The challengers whose replies are at least as near to what the user wants as the incumbent's."""
+    return [c for c in scores if c != incumbent and scores[c] >= scores[incumbent]]

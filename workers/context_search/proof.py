@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from service.domain.population import MAX_MEMBERS
 from workers.consolidation.dataset import Example
 from workers.context_search.candidates import Candidate
-from workers.context_search.judge import NOISE_NATS, Judge, median
+from workers.context_search.judge import Judge, median
 from workers.context_search.selection import ranked
 
+# What a guideline must raise the median margin by, in nats per token: its place in every prompt costs something too.
+PROOF_NATS = 0.01
 # Fewer other feedbacks than this say less than all together do.
 MIN_OTHERS = 3
 
@@ -52,7 +54,7 @@ class Proof:
         others = [example for example in self.examples if example.id not in sources]
         judges = others if len(others) >= MIN_OTHERS else list(self.examples)
         having, lacking = await self.judge.gains([(candidate, judges), (candidate.without([name]), judges)])
-        return median(having) > median(lacking) + NOISE_NATS
+        return median(having) > median(lacking) + PROOF_NATS
 
     async def _without(self, name: str, gains: Gains) -> Gains:
         """The candidates without those that hold the guideline, but with what the best of them are without it."""

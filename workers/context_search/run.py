@@ -12,7 +12,7 @@ from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE
 from service.domain.fold import apply
 from service.domain.policy import optimize_at
-from service.errors import Conflict, EngineUnavailable, NotFound, UpstreamRejected
+from service.errors import Conflict, ContextLengthExceeded, EngineUnavailable, NotFound, UpstreamRejected
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
@@ -21,14 +21,15 @@ from workers.context_search.search import Found, Means, Work, search
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["improved", "kept", "too-little", "scorer-away"]
+Outcome = Literal["improved", "kept", "too-little", "scorer-away", "scorer-refused"]
 
 # Events read for the newest feedback; what was said before is in the fast weights alone.
 RECENT_EVENTS = 400
 # Other events may come first; each time the log is read again and the same result appended.
 MOST_CONFLICTS = 20
-# How long until a user is tried again whose scorer was away.
-RETRY_SECONDS = 60.0
+# How long until a user is tried again whose scorer was away, and one whose adapter or texts it refuses: that seldom passes by itself.
+AWAY_SECONDS = 60.0
+REFUSED_SECONDS = 600.0
 
 MeansOf = Callable[[str, str, Callable[[], bool]], Means]
 """(tenant, user, whether to stop) -> what that user's search asks of the world."""
@@ -65,10 +66,12 @@ class Optimizing:
             return None
         try:
             outcome = await self._search(tenant=tenant, user=user, deadline=time.monotonic() + limit)
-        except (EngineUnavailable, UpstreamRejected) as error:
+        except (EngineUnavailable, UpstreamRejected, ContextLengthExceeded) as error:
             log.warning("the contexts of %s stay as they are, vLLM can't score: %s", user, error.message)
-            await queue.ask_for(tenant=tenant, user=user, at=self._clock() + RETRY_SECONDS)
-            outcome = "scorer-away"
+            away = isinstance(error, EngineUnavailable)
+            wait = AWAY_SECONDS if away else REFUSED_SECONDS
+            await queue.ask_for(tenant=tenant, user=user, at=self._clock() + wait)
+            outcome = "scorer-away" if away else "scorer-refused"
         finally:
             await queue.release(tenant=tenant, user=user, token=token)
         await queue.count("optimize", outcome)

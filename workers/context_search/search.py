@@ -234,7 +234,7 @@ def _served(work: Work, member: Member | None) -> Candidate:
     context = choose(
         work.state, absorbed=work.absorbed, budget_tokens=work.budget_tokens, count=work.count, member=member
     )
-    return Candidate(tuple(g.id for g in context.guidelines), tuple(x.id for x in context.exemplars))
+    return Candidate.serving(context, order=context.items)
 
 
 def _inferred(pool: Pool, chosen: Sequence[Member]) -> tuple[Guideline, ...]:

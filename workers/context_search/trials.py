@@ -8,8 +8,8 @@ from service.domain.inference import Pair, infer
 from service.domain.items import Guideline, guideline_id
 from workers.consolidation.dataset import Example
 
-# On trial at a time: each costs scorings until it has proven itself.
-MAX_TRIALS = 4
+# On trial at a time: each costs scorings, and what is proven makes room for the next.
+MAX_TRIALS = 2
 
 
 def on_trial(state: FastWeights, examples: Sequence[Example]) -> list[Guideline]:
