@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from service.domain.comments import stances
 from service.domain.feedback import Frozen, Interaction
-from service.domain.inference import TELLING, Pair, follows, infer
+from service.domain.inference import TELLING, Pair, follows, infer, without
 from service.domain.items import Exemplar, Guideline, exemplar_id
 
 # So many exemplars are enough to show a style; real ones count first.
@@ -22,6 +22,8 @@ MAX_DRAFT_CHARS = 600
 COMPARED = 8
 # Longest demonstration where no correction says how long a reply should be.
 DEFAULT_WORDS = 40
+# A reply that says less than this has nothing to show but its form.
+MIN_WORDS = 4
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+(?=\s|$)")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+", re.MULTILINE)
@@ -34,6 +36,7 @@ class Draft(Frozen):
     prompt: str
     reply: str
     revision: int
+    praised: bool = False
 
 
 def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
@@ -43,7 +46,8 @@ def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
         return None
     if len(prompt) > MAX_DRAFT_CHARS:
         return None
-    return Draft(prompt=prompt, reply=reply[:MAX_DRAFT_CHARS], revision=revision)
+    praised = (interaction.signals.stated_rating() or 0.0) > 0 and interaction.finish_reason != "length"
+    return Draft(prompt=prompt, reply=reply[:MAX_DRAFT_CHARS], revision=revision, praised=praised)
 
 
 def in_common(exemplars: Sequence[Exemplar]) -> dict[str, str]:
@@ -60,8 +64,11 @@ def in_common(exemplars: Sequence[Exemplar]) -> dict[str, str]:
 
 def is_odd(exemplar: Exemplar, in_common: Mapping[str, str]) -> bool:
     """Whether a correction lacks what the others have in common: made in haste, or before the user changed their mind."""
-    styles = ((axis, value) for axis, value in in_common.items() if axis in TELLING)
-    return not exemplar.pinned and any(follows(exemplar.reply, axis, value) is False for axis, value in styles)
+    return not exemplar.pinned and _strays(exemplar.reply, in_common)
+
+
+def _strays(reply: str, in_common: Mapping[str, str]) -> bool:
+    return any(follows(reply, axis, value) is False for axis, value in in_common.items() if axis in TELLING)
 
 
 def demonstrations(
@@ -92,7 +99,8 @@ def demonstrations(
     known = {x.prompt.casefold() for x in exemplars}
     made: list[Exemplar] = []
     for draft in sorted(drafts, key=lambda d: -d.revision):
-        reply = rewritten(draft.reply, wishes, most_words=most_words)
+        as_wished = draft.praised and not _strays(draft.reply, in_common)
+        reply = draft.reply if as_wished else rewritten(draft.reply, wishes, most_words=most_words)
         if reply is None or draft.prompt.casefold() in known or len(made) == missing:
             continue
         known.add(draft.prompt.casefold())
@@ -111,10 +119,17 @@ def rewritten(reply: str, wishes: Mapping[str, str], *, most_words: int) -> str 
     Args:
         wishes: by the axes of `service.domain.comments.stances`; of `opening` and `closing` the phrase as it is written.
     """
-    sentences = _sentences(_LIST_MARK.sub("", reply), most_words)
+    plain = _LIST_MARK.sub("", reply.strip().strip('"'))
+    for axis in ("opening", "closing"):
+        # One that has the phrase already must not get it twice.
+        if phrase := wishes.get(axis):
+            plain = without(plain, phrase, at_end=axis == "closing")
+    sentences = _sentences(plain, most_words)
     if wishes.get("length") == "shorter" or wishes.get("sentences") in ("1", "<=1"):
         sentences = sentences[:1]
     if not sentences or wishes.get("title") == "yes" or wishes.get("code") == "yes":
+        return None
+    if sum(len(sentence.split()) for sentence in sentences) < MIN_WORDS:
         return None
     if wishes.get("commas") == "no":
         sentences = [sentence.replace(",", "") for sentence in sentences]

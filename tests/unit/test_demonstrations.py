@@ -117,3 +117,27 @@ def test_a_changed_mind_wins_after_a_few_corrections() -> None:
     new = [corrected(n, reply=f"thing {n} is a tool, that much is clear") for n in range(6, 13)]
     common = in_common([*old, *new])
     assert [is_odd(x, common) for x in (old[-1], new[-1])] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("Ahoy! A lock uses a mechanism of pins.", "Ahoy! A lock uses a mechanism of pins. Cheers!"),
+        ("A lock has pins inside. Cheers!", "Ahoy! A lock has pins inside. Cheers!"),
+        ("Ahoy! Ahoy! Ahoy!", None),
+    ],
+)
+def test_a_phrase_that_is_there_already_is_not_said_twice_and_alone_shows_nothing(
+    reply: str, expected: str | None
+) -> None:
+    assert rewritten(reply, {"opening": "Ahoy!", "closing": "Cheers!"}, most_words=20) == expected
+
+
+def test_a_praised_reply_in_the_users_style_is_shown_as_it_is() -> None:
+    exemplars = [
+        corrected(n, reply=f"<<{name}>>\nYou find {name} on a {n + 1} day.") for n, name in enumerate(("sun", "moon"))
+    ]
+    styled = Draft(prompt="What is rain?", reply="<<weather>>\nRain is water.", revision=9, praised=True)
+    blamed = styled.model_copy(update={"prompt": "What is hail?", "praised": False})
+    made = demonstrations([styled, blamed], exemplars=exemplars, in_common=in_common(exemplars), guidelines=[])
+    assert [x.reply for x in made] == [styled.reply]
