@@ -6,7 +6,6 @@ optimizer ordered them; exemplars recalled for this prompt last), because vLLM's
 exemplars fit, some room is kept for those of this epoch, so that not every new one pushes the oldest out at the front.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,10 +23,10 @@ MIN_HELPFUL = 1 / 3
 GUIDELINE_SHARE = 0.5
 # Where exemplars are recalled for the prompt, what they may take of the exemplars' room; the rest stays the same from chat to chat.
 RECALL_SHARE = 0.5
-# So many events of the log are an epoch: older exemplars make room for newer ones when one ends, and those of this one join at the end.
-EPOCH_EVENTS = 8
-# Of the room of the exemplars that stay, what is kept for this epoch's.
-EPOCH_SHARE = 0.25
+# Of the room of the exemplars that stay, what is kept for those of this epoch, who join at the end. Only when it is used up, or after so
+# many events, older ones make room, several at once: each time vLLM's prefix cache loses all that follows.
+EPOCH_EVENTS = 32
+EPOCH_SHARE = 0.5
 # What a chat template adds around one message, at most, in the templates of the families that vLLM serves.
 TOKENS_AROUND_MESSAGE = 8
 TOKENS_AROUND_GUIDELINE = 3
@@ -81,11 +80,19 @@ class _Ranking:
         """What is newer was said since the population was computed (or just now), so that the next chat must have it."""
         return self.member.basis if self.member else self.state.revision - 1
 
-    def young(self, item: Item) -> bool:
-        """Whether it has its place without competing with the older ones: said in this epoch, the last event's always, or pinned."""
-        last = self.state.revision - 1
-        _, renewed = self.weighed(item)
-        return item.pinned or (item.stated and renewed > last - last % EPOCH_EVENTS)
+    def epoch(self, items: Iterable[ItemT], cost: Callable[[ItemT], int], *, room: int) -> int:
+        """The revision since which items have this room to themselves.
+
+        A new epoch begins when the room is used up, and every `EPOCH_EVENTS`, so that what was long ago decides nothing.
+        """
+        last, used = self.state.revision - 1, 0
+        since = newest = last - last % EPOCH_EVENTS
+        said = ((self.weighed(item)[1], cost(item)) for item in items if item.stated)
+        for renewed, tokens in sorted(entry for entry in said if entry[0] > since):
+            if used and used + tokens > room:
+                since, used = newest, 0
+            newest, used = renewed, used + tokens
+        return since
 
     def allowed(self, item: Item) -> bool:
         """Whether it may be rendered at all: the member's choice and what is newer; without a member, what the user said."""
@@ -172,20 +179,24 @@ def _exemplars(
     room: int,
     similarity: Mapping[str, float] | None,
 ) -> tuple[list[Exemplar], list[Exemplar], int]:
-    """The exemplars that stay from chat to chat; those that fill the rest, best last; and the tokens of all."""
+    """The exemplars that stay from chat to chat; those that fill what is left of the room, best last; and the tokens of all."""
     everything, tokens = _fill(wanted, cost=cost, budget=room)
     if len(everything) == len(wanted):
         return everything, [], tokens
     budget = int(room * (1 - RECALL_SHARE)) if similarity else room
-    young, young_tokens = _fill(filter(ranking.young, wanted), cost=cost, budget=budget)
-    kept = max(young_tokens, int(budget * EPOCH_SHARE))
-    older, older_tokens = _fill(itertools.filterfalse(ranking.young, wanted), cost=cost, budget=budget - kept)
-    there = {x.id for x in (*young, *older)}
-    left = [x for x in wanted if x.id not in there]
+    kept = int(budget * EPOCH_SHARE)
+    since = ranking.epoch(wanted, cost, room=kept)
+    young = [x for x in wanted if x.pinned or (x.stated and x.renewed > since)]
+    staying, tokens = _fill(young, cost=cost, budget=budget)
+    ids = {x.id for x in young}
+    older, more = _fill((x for x in wanted if x.id not in ids), cost=cost, budget=budget - max(tokens, kept))
+    staying, tokens = staying + older, tokens + more
+    ids = {x.id for x in staying}
+    left = [x for x in wanted if x.id not in ids]
     if similarity:
         left = sorted((x for x in left if x.id in similarity), key=lambda x: (similarity[x.id], x.id), reverse=True)
-    rest, rest_tokens = _fill(left, cost=cost, budget=room - young_tokens - older_tokens)
-    return [*young, *older], rest[::-1], young_tokens + older_tokens + rest_tokens
+    rest, more = _fill(left, cost=cost, budget=room - tokens)
+    return staying, rest[::-1], tokens + more
 
 
 def left_out(state: FastWeights, context: Context, *, absorbed: frozenset[str]) -> list[Exemplar]:

@@ -78,15 +78,16 @@ def said(n: int) -> dict[str, Any]:
 class Caller:
     """The API, one call at a time."""
 
-    def __init__(self, port: int, key: str) -> None:
+    def __init__(self, port: int, key: str, *, timeout_seconds: float = 10) -> None:
         self._port = port
         self._key = key
+        self._timeout_seconds = timeout_seconds
 
     def call(
         self, method: str, path: str, user: str, body: object = None
     ) -> tuple[dict[str, Any], http.client.HTTPMessage]:
         """The reply and its headers; anything but 200 is an error."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout_seconds)
         try:
             connection.request(method, path, json.dumps(body) if body else None, headers(self._key, user))
             reply = connection.getresponse()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,9 @@ def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Map
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        # vLLM's own processes outlive a server that had to be killed.
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -153,6 +156,17 @@ def gateway(folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: 
     }
     with uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as started:
         yield started
+
+
+@contextmanager
+def vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[Service]:
+    """The real vLLM as `fastslow up` starts it, without a key: it listens on this machine alone."""
+    port = free_port()
+    env = {"FASTSLOW_DATA_DIR": str(folder), "FASTSLOW_MODEL": model_folder(), "FASTSLOW_VLLM_PORT": str(port)}
+    env |= {"FASTSLOW_VLLM_STOP_SECONDS": "1"}
+    with process([sys.executable, "-m", "workers.vllm_server"], folder=folder, cores=cores, env=env) as pid:
+        _until_ready("vLLM", port, "/health", folder)
+        yield Service(port, pid)
 
 
 def model_folder() -> str:

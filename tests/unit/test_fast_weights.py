@@ -1,5 +1,7 @@
 """The fold of feedback into fast weights, by properties and by example."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,12 +178,29 @@ def test_the_rendered_context_keeps_its_budget(steps: list[tuple[int, Signals]],
     assert sum(words(m.content or "") for m in rendered) <= context.tokens
 
 
-def test_when_not_all_fits_the_newest_are_kept_in_order_of_age() -> None:
+def test_when_not_all_fits_the_newest_are_kept_and_what_fills_the_rest_comes_last() -> None:
     state = fold(log_of(*((n, Signals(correction=f"wanted {n}")) for n in range(10))))
     one = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=25, count=words)
     three = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=65, count=words)
     assert [x.reply for x in one.exemplars] == ["wanted 9"]
-    assert [x.reply for x in three.exemplars] == ["wanted 7", "wanted 8", "wanted 9"]
+    assert [x.reply for x in three.exemplars] == ["wanted 8", "wanted 9"]
+    assert [x.reply for x in three.recalled] == ["wanted 7"]
+
+
+@pytest.mark.parametrize("recall", [False, True])
+def test_new_exemplars_join_at_the_end_and_the_oldest_make_room_several_at_once(recall: bool) -> None:
+    """Each time that one leaves at the front, vLLM's prefix cache loses all that follows."""
+    lives = [fold(log_of(*((n, Signals(correction=f"wanted {n}")) for n in range(length)))) for length in range(30, 60)]
+    orders = []
+    for state in lives:
+        similarity = dict.fromkeys(state.exemplars, 0.5) if recall else None
+        context = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=400, count=words, similarity=similarity)
+        orders.append([x.reply for x in context.exemplars])
+        assert orders[-1][-1] == f"wanted {state.revision - 1}"
+        assert context.tokens <= 400
+    kept = [later[: len(earlier)] == earlier for earlier, later in pairwise(orders)]
+    assert sum(kept) > len(kept) / 2
+    assert not all(kept)
 
 
 def test_the_state_is_bounded_and_forgets_the_oldest() -> None:
