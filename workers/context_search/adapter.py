@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from gepa.api import optimize
 from gepa.core.adapter import EvaluationBatch
+from gepa.core.state import GEPAState
 
 from workers.consolidation.dataset import Example
 from workers.context_search.candidates import COMPONENT, Candidate
@@ -19,8 +20,6 @@ from workers.context_search.reflection import Reflection
 
 # gepa sums scores over a minibatch. Squashed so, one example can't outvote the others, and half a nat per token is nearly all there is.
 SQUASH_PER_NAT = 4.0
-# Examples that a child is judged on first.
-MINIBATCH = 4
 # One edit in so many is left to the reflection model, where there is one.
 REFLECT_EVERY = 3
 
@@ -136,12 +135,33 @@ class ContextAdapter:
         return spent or self._exhausted or self.failed is not None or self._cancelled()
 
 
+class FoldByFold:
+    """gepa's batch sampler: a child is judged on one fold first, whose examples share their context in the prefix cache.
+
+    Args:
+        folds: of the examples, as places in their sequence.
+    """
+
+    def __init__(self, folds: Sequence[Sequence[int]]) -> None:
+        self._folds = folds
+
+    def next_minibatch_ids(self, loader: object, state: GEPAState[float, int]) -> list[int]:
+        return list(self._folds[state.i % len(self._folds)])
+
+
 def squashed(gain: float) -> float:
     """A gain (nats per token) as a score in (0, 1)."""
     return 1 / (1 + math.exp(-SQUASH_PER_NAT * max(min(gain, 8.0), -8.0)))
 
 
-def evolve(adapter: ContextAdapter, start: Candidate, examples: Sequence[Example], *, seed: int) -> None:
+def evolve(
+    adapter: ContextAdapter,
+    start: Candidate,
+    examples: Sequence[Example],
+    *,
+    folds: Sequence[Sequence[int]],
+    seed: int,
+) -> None:
     """Run gepa from `start` until the adapter stops it; what it found is in `adapter.full`.
 
     Raises:
@@ -152,7 +172,7 @@ def evolve(adapter: ContextAdapter, start: Candidate, examples: Sequence[Example
         trainset=list(examples),
         # Its protocol has the proposer as an attribute that may be None.
         adapter=cast(Any, adapter),
-        reflection_minibatch_size=min(MINIBATCH, len(examples)),
+        batch_sampler=FoldByFold(folds),
         skip_perfect_score=False,
         stop_callbacks=adapter.stops,
         logger=_Silent(),

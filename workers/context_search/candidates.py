@@ -1,7 +1,8 @@
 """Candidates of the search: ordered choices of the user's items, rendered by the rules that serve them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 from service.domain.context import Context, Count, choose, without_contradicted
@@ -65,6 +66,8 @@ class Pool:
         budget_tokens: most tokens of a rendered context.
         count: tokens of a text.
         fixed: ids of items that every candidate holds, where they fit.
+        folds: examples that are judged over the same context, without what any of them supports itself: it is computed once for all.
+            An example that is in none is judged alone.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Pool:
         budget_tokens: int,
         count: Count,
         fixed: frozenset[str] = frozenset(),
+        folds: Sequence[Sequence[Example]] = (),
     ) -> None:
         self.absorbed = absorbed
         self.merged = merged or {}
@@ -84,6 +88,7 @@ class Pool:
         self._count = count
         self.state = _everything(state, tuple(inferred), self.merged)
         self.fixed = frozenset(map(self.state.resolve, fixed))
+        self._folds = {example.id: tuple(fold) for fold in folds for example in fold}
         self._left_out: dict[str, FastWeights] = {}
         standing = without_contradicted(self.state.guidelines.values())
         self.guidelines: list[Guideline] = sorted(filter(self._renders, standing), key=_by_age)
@@ -100,7 +105,7 @@ class Pool:
         """The context that serves a choice of items, by the very rules that serve chats.
 
         Args:
-            judged_by: a feedback that judges the choice: what it supports itself is left out.
+            judged_by: a feedback that judges the choice: what its fold supports is left out, its own answer with it.
         """
         items = tuple(items)
         return choose(
@@ -133,9 +138,11 @@ class Pool:
         return item.id in self.context((item.id,)).items
 
     def _without(self, example: Example) -> FastWeights:
-        if example.id not in self._left_out:
-            self._left_out[example.id] = without_own(self.state, example)
-        return self._left_out[example.id]
+        fold = self._folds.get(example.id, (example,))
+        first = fold[0].id
+        if first not in self._left_out:
+            self._left_out[first] = reduce(without_own, fold, self.state)
+        return self._left_out[first]
 
 
 def _by_age(item: Item) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from workers.consolidation.dataset import Example, example_of
 # The newest are what the user wants now, and each costs a scoring for every candidate.
 MAX_EXAMPLES = 16
 # The start of a reply tells its style; a long one would cost as much as ten short ones.
-SCORED_TOKENS = 96
+SCORED_TOKENS = 64
 
 
 def usable(

@@ -3,6 +3,9 @@
 margin(c, i) = mean log p(wanted | prompt, c) - mean log p(unwanted | prompt, c) for a pair,
 margin(c, i) = rating * mean log p(reply | prompt, c) for a rating, both in nats per token of the reply.
 gain(c, i) = margin(c, i) - margin(no context, i); S(c) = median over i of gain(c, i), less what the context's tokens cost.
+
+Cross-validated: what the examples of a fold support themselves is left out of the context that they judge, so nothing is scored on its own
+answer, and the context of a fold is computed once for all of its replies.
 """
 
 import statistics
@@ -50,10 +53,7 @@ class Judge:
         self._margins: dict[tuple[tuple[str, ...], str], float] = {}
 
     async def gains(self, asked: Sequence[tuple[Candidate, Sequence[Example]]]) -> list[list[float]]:
-        """gain(c, i) for each candidate on its examples, in one request to the scorer.
-
-        An example's own items are left out of the context that it judges: nothing is scored on its own answer.
-        """
+        """gain(c, i) for each candidate on its examples, in one request to the scorer."""
         keys = [[(self._items(candidate, example), example) for example in examples] for candidate, examples in asked]
         wanted = [((), example) for row in keys for _, example in row] + [key for row in keys for key in row]
         await self._score({(items, example.id): example for items, example in wanted})

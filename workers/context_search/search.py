@@ -29,6 +29,8 @@ MIN_EXAMPLES = 3
 # From here on a third of them is kept from the search, to tell what it found from what it made up.
 HELDOUT_FROM = 6
 HELDOUT_SHARE = 1 / 3
+# More would be nearer to what is served, and each costs a pass over the context.
+FOLDS = 3
 # An item is dropped only on the word of so many later feedbacks.
 JUDGES = 3
 # Challengers that are compared on generated replies.
@@ -90,7 +92,7 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
     """
     started = time.monotonic()
     train, heldout = sides(work.examples)
-    pool, similar = await _pool(work, means, train)
+    pool, similar = await _pool(work, means, train, heldout)
     if len(train) < MIN_EXAMPLES:
         kept = work.state.population_under(work.adapter).members
         return Found(kept, _inferred(pool, kept), pool.merged, OptimizeReport(instances=len(train)))
@@ -117,7 +119,9 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
     return Found(found, _inferred(pool, found), pool.merged, report)
 
 
-async def _pool(work: Work, means: Means, train: Sequence[Example]) -> tuple[Pool, dict[str, set[str]]]:
+async def _pool(
+    work: Work, means: Means, train: Sequence[Example], heldout: Sequence[Example]
+) -> tuple[Pool, dict[str, set[str]]]:
     """What candidates are made of, and which of its guidelines say nearly the same as newer ones."""
     trials = on_trial(work.state, train)
     found = await means.find_duplicates([*work.state.guidelines.values(), *trials])
@@ -129,6 +133,7 @@ async def _pool(work: Work, means: Means, train: Sequence[Example]) -> tuple[Poo
         budget_tokens=work.budget_tokens,
         count=work.count,
         fixed=fixed(work),
+        folds=[*([train[n] for n in places] for places in folds(train)), heldout],
     )
     return pool, found.similar
 
@@ -173,7 +178,7 @@ class _Run:
             cancelled=self._means.cancelled,
             reflection=reflection,
         )
-        await asyncio.to_thread(evolve, adapter, start, self._train, seed=seed)
+        await asyncio.to_thread(evolve, adapter, start, self._train, folds=folds(self._train), seed=seed)
         self.tried = mutations.tried
         self.reflective = reflection is not None and reflection.edits > 0
         return await Proof(self.judge, self._train, self.incumbents).of({**gains, **adapter.full})
@@ -199,6 +204,11 @@ class _Run:
 def sides(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """(search, held-out): where there is enough, a third by the hash of its prompt is kept from the search."""
     return split(examples, share=HELDOUT_SHARE) if len(examples) >= HELDOUT_FROM else (list(examples), [])
+
+
+def folds(examples: Sequence[Example]) -> list[range]:
+    """The places of examples that judge together, old and new in each fold."""
+    return [range(n, len(examples), FOLDS) for n in range(min(FOLDS, len(examples)))]
 
 
 def fixed(work: Work) -> frozenset[str]:
