@@ -9,6 +9,8 @@ from workers.context_search.judge import NOISE_NATS, median, noise, trimmed_mean
 
 Gains = Mapping[Candidate, Sequence[float]]
 """Candidate -> its gain over no context on each example, in the same order for all; nats per token."""
+# Members that are more alike would only divide the ratings and the prefix cache among them.
+MIN_DIFFERENCE = 0.2
 # Medians are told apart to this many digits; closer ones by what remains without the extremes.
 SCORE_DIGITS = 3
 
@@ -33,12 +35,22 @@ def clearly_worse(candidate: Candidate, best: Candidate, gains: Gains) -> bool:
 
 
 def standing(order: Sequence[Candidate], gains: Gains) -> list[Candidate]:
-    """Of candidates in their order those that are not clearly worse than the first and are the best, or as good, on some example."""
-    if not order:
-        return []
+    """Of candidates in their order the first, and those that add something: not clearly worse than it, on some example the best or as
+    good, and unlike all that come before.
+    """
     near = [c for c in order if not clearly_worse(c, order[0], gains)]
     wins = wins_of(near, gains)
-    return [c for c in near if c == order[0] or wins[c] > 0]
+    kept = list(order[:1])
+    for candidate in near:
+        if wins[candidate] > 0 and all(difference(candidate, other) >= MIN_DIFFERENCE for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+def difference(one: Candidate, other: Candidate) -> float:
+    """The share of the items of both that only one of them holds."""
+    ours, theirs = set(one.items), set(other.items)
+    return len(ours ^ theirs) / max(len(ours | theirs), 1)
 
 
 def wins_of(candidates: Sequence[Candidate], gains: Gains) -> dict[Candidate, int]:
