@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.benchmarks.learning.arms import CHANNELS, last_k, oracle
 from tests.benchmarks.learning.client import Messages, Reply
 from tests.benchmarks.learning.folder import OtherRun, open_run
 from tests.benchmarks.learning.peers import Peer
-from tests.benchmarks.learning.plan import plan
+from tests.benchmarks.learning.plan import Plan, plan
 from tests.benchmarks.learning.prompts import load
 from tests.benchmarks.learning.records import Records
 from tests.benchmarks.learning.run import Bench
@@ -38,12 +39,19 @@ class FakeService:
         self.asked: list[tuple[str | None, str, int]] = []
         self.told: dict[str, dict[str, Any]] = {}
         self.repeats = 0
+        self.steps = 0
         self.styles: dict[str, str] = {}
+        self.moves: list[str] = []
+        """Consolidations and rollbacks, and who was asked of between them."""
         self.unsettled = False
         self._left = fails_after
 
-    async def chat(self, messages: Messages, *, user: str | None = None, **_: Any) -> Reply:
+    async def chat(
+        self, messages: Messages, *, user: str | None = None, personalization: dict[str, bool] | None = None, **_: Any
+    ) -> Reply:
         self._step()
+        if personalization is not None and personalization["adapter"]:
+            self.moves.append("with context" if personalization["context"] else "without")
         ask = messages[-1]["content"]
         self.asked.append((user, ask, len(messages)))
         ending = self.styles.get(user or "", "")
@@ -60,19 +68,37 @@ class FakeService:
     async def optimizing(self, _: str) -> bool:
         return self.unsettled
 
+    async def consolidate(self, scope: str) -> dict[str, Any]:
+        self._step()
+        self.moves.append(scope)
+        return {"state": "promoted", "reasons": []}
+
+    async def roll_back(self, scope: str) -> None:
+        self._step()
+        self.moves.append(f"{scope} back")
+
     async def adapters(self) -> list[dict[str, Any]]:
         return []
 
     def _step(self) -> None:
+        self.steps += 1
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
                 raise Interrupted
 
 
-def bench(records: Records, service: Any, tokens: Tokens, *, peers: Sequence[Peer] = (), told: Any = str) -> Bench:
+def bench(
+    records: Records,
+    service: Any,
+    tokens: Tokens,
+    *,
+    chosen: Plan = SMALL,
+    peers: Sequence[Peer] = (),
+    told: Any = str,
+) -> Bench:
     return Bench(
-        SMALL,
+        chosen,
         service=service,
         records=records,
         count=tokens.count,
@@ -200,6 +226,35 @@ async def test_a_peer_is_told_the_same_in_the_conversation(tmp_path: Path, token
     assert Results(SMALL, run.people, records).points("rival") == [0, 1, 3]
     told = Counter(user for user, _, length in rival.asked if length == 3)
     assert told == {run.account(person): 3 for person in run.people}
+
+
+async def test_arms_with_an_adapter_are_measured_after_its_consolidation_and_the_pooled_one_alone(
+    tmp_path: Path, tokens: Tokens
+) -> None:
+    slow = replace(SMALL, arms=("base", "fast", "pooled", "slow", "both"), users=2, tests=1, shuffled=0)
+    service = FakeService()
+    told: list[str] = []
+    run = bench(Records(tmp_path / "r.jsonl"), service, tokens, chosen=slow, told=told.append)
+    await run.run()
+    own = [f"user:{run.account(person)}" for person in run.people]
+    assert service.moves[:6] == ["global", "without", "without", "global back", *own]
+    assert sorted(service.moves[6:]) == ["with context"] * 2 + ["without"] * 2
+    assert len(told) == run.steps
+
+
+@pytest.mark.parametrize("left", range(1, 9))
+async def test_a_consolidation_is_not_done_again_when_a_run_goes_on(tmp_path: Path, tokens: Tokens, left: int) -> None:
+    slow = replace(SMALL, arms=("pooled", "slow"), users=2, tests=1, points=(1,), shuffled=0)
+    whole = FakeService(fails_after=1000)
+    await bench(Records(tmp_path / "whole.jsonl"), whole, tokens, chosen=slow).run()
+    path = tmp_path / "r.jsonl"
+    first, second = FakeService(fails_after=whole.steps - left), FakeService()
+    records = Records(path)
+    with pytest.raises((ExceptionGroup, Interrupted)):
+        await bench(records, first, tokens, chosen=slow).run()
+    records.close()
+    await bench(Records(path), second, tokens, chosen=slow).run()
+    assert sorted(first.moves + second.moves) == sorted(whole.moves)
 
 
 def exchange(ask: str, **signals: object) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 from rich.console import Console
 
 from service.keys import load_keys
 from service.settings import Settings
 from tests.benchmarks import processes
 from tests.benchmarks.learning.arms import CHANNELS, PLAIN
-from tests.benchmarks.learning.client import Endpoint, Service
+from tests.benchmarks.learning.client import Endpoint, Refused, Service
 from tests.benchmarks.learning.folder import STACK, OtherRun, Run, open_run
 from tests.benchmarks.learning.peers import Peer
 from tests.benchmarks.learning.plan import ARMS, SIZES, Plan, plan
@@ -51,6 +52,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--users", type=int, help="an even number; the size's by default, as for the next two")
+    parser.add_argument("--tests", type=int, help="test questions")
+    parser.add_argument("--points", help="feedbacks after which is measured, such as 0,5,10")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join((*PLAIN, *CHANNELS))}")
     parser.add_argument("--folder", type=Path, help="default: data/bench-learning/SIZE-SEED")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
@@ -74,9 +78,17 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def chosen_plan(options: argparse.Namespace) -> Plan:
+    """The size's plan with what the options change."""
+    points = options.points and tuple(int(point) for point in options.points.split(","))
+    changes = {"users": options.users, "tests": options.tests, "points": points}
+    given = {name: value for name, value in changes.items() if value}
+    return plan(options.size, seed=options.seed, arms=options.arms, **given)
+
+
 def main() -> None:
     options = arguments()
-    chosen = plan(options.size, seed=options.seed, arms=options.arms)
+    chosen = chosen_plan(options)
     folder = options.folder or Path("data") / "bench-learning" / f"{chosen.size}-{chosen.seed}"
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -110,6 +122,9 @@ async def measured(
     peers = peers_of(options)
     try:
         return await execute(run, chosen, service, peers, concurrency=options.concurrency, console=console)
+    except* (httpx.TransportError, Refused) as problems:
+        problem = problems.exceptions[0]
+        raise SystemExit(f"{problem or type(problem).__name__}: the same command goes on from here") from None
     finally:
         for endpoint in (service, *(peer.endpoint for peer in peers)):
             await endpoint.close()
