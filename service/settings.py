@@ -105,8 +105,8 @@ class Settings(BaseSettings):
     """...or this long after the last one."""
     optimize_tick_seconds: float = Field(2.0, gt=0)
     """How often it is looked for users who are due."""
-    optimize_metric_calls: int = Field(60, ge=1)
-    """Most scorings of a context on one feedback in a search; each is one or two short replies."""
+    optimize_metric_calls: int = Field(48, ge=1)
+    """Most scorings of a new context on one feedback in a search, each of one or two short replies; what serves now is scored besides."""
     optimize_limit_seconds: int = Field(120, ge=1)
     """A search ends with what it has after this long."""
     reflection_url: str = ""

@@ -69,8 +69,8 @@ def test_no_reply_is_scored_after_itself() -> None:
 def test_the_search_ends_within_its_budget(budget: int) -> None:
     events, scorer = planted()
     report = run(work(events), means(scorer, metric_calls=budget)).report
-    # Beyond it: the contexts that serve now, without a context, the held-out feedback.
-    assert report.metric_calls <= budget + 3 * 12
+    # Beyond it: what serves now and no context at all on everything, the best on what was held out, inferred guidelines left out.
+    assert report.metric_calls <= budget + 3 * 12 + 2 * report.instances
 
 
 def test_an_empty_budget_still_tells_how_good_what_serves_now_is() -> None:

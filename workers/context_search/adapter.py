@@ -18,7 +18,8 @@ from workers.context_search.judge import Judge
 from workers.context_search.mutations import Mutations
 from workers.context_search.reflection import Reflection
 
-# gepa sums scores over a minibatch. Squashed so, one example can't outvote the others, and half a nat per token is nearly all there is.
+# gepa sums scores over a minibatch. Squashed so, one example can't outvote the others: half a nat per token more than at the start is
+# nearly all there is to win on one.
 SQUASH_PER_NAT = 4.0
 # One edit in so many is left to the reflection model, where there is one.
 REFLECT_EVERY = 3
@@ -32,6 +33,7 @@ class ContextAdapter:
     """gepa's view of one user's search.
 
     Args:
+        start: the gains of the candidate that the search starts from.
         queued: candidates to try before any edit.
         budget: most scorings of a context on an example; the search ends before it would need more.
         cancelled: whether to stop at once.
@@ -43,6 +45,7 @@ class ContextAdapter:
         mutations: Mutations,
         *,
         examples: Sequence[Example],
+        start: Sequence[float],
         queued: Sequence[Candidate],
         budget: int,
         on_loop: OnLoop[Any],
@@ -56,8 +59,9 @@ class ContextAdapter:
         self._judge = judge
         self._mutations = mutations
         self._examples = examples
+        self._start = {example.id: gain for example, gain in zip(examples, start, strict=True)}
         self._queue = list(queued)
-        self._budget = budget
+        self._most_calls = judge.calls + budget
         self._on_loop = on_loop
         self._cancelled = cancelled
         self._reflection = reflection
@@ -72,7 +76,7 @@ class ContextAdapter:
     def batch_evaluate(
         self, items: list[tuple[dict[str, str], list[Example]]]
     ) -> list[EvaluationBatch[Example, float]]:
-        """Scores in (0, 1), 0.5 where a context changes nothing; outputs are gains in nats per token."""
+        """Scores in (0, 1), 0.5 for what serves as well as the start; outputs are gains in nats per token."""
         asked = [(Candidate.of(components), batch) for components, batch in items]
         before = self._judge.calls
         found = self._on_loop(self._judge.gains(asked))
@@ -83,7 +87,7 @@ class ContextAdapter:
             if len(by_id) == len(self._examples):
                 self.full[candidate] = [by_id[example.id] for example in self._examples]
             price = self._judge.pool.price(candidate)
-            scores = [squashed(gain - price) for gain in gains]
+            scores = [squashed(gain - self._start[e.id] - price) for e, gain in zip(batch, gains, strict=True)]
             batches.append(
                 EvaluationBatch(outputs=gains, scores=scores, trajectories=list(batch), num_metric_calls=calls)
             )
@@ -131,7 +135,7 @@ class ContextAdapter:
 
     def stops(self, gepa_state: object) -> bool:
         """gepa's stopper: no budget for one more candidate, nothing left to try, or nobody waits any more."""
-        spent = self._judge.calls + len(self._examples) > self._budget
+        spent = self._judge.calls + len(self._examples) > self._most_calls
         return spent or self._exhausted or self.failed is not None or self._cancelled()
 
 
@@ -149,9 +153,9 @@ class FoldByFold:
         return list(self._folds[state.i % len(self._folds)])
 
 
-def squashed(gain: float) -> float:
-    """A gain (nats per token) as a score in (0, 1)."""
-    return 1 / (1 + math.exp(-SQUASH_PER_NAT * max(min(gain, 8.0), -8.0)))
+def squashed(better: float) -> float:
+    """What is won or lost (nats per token) as a score in (0, 1)."""
+    return 1 / (1 + math.exp(-SQUASH_PER_NAT * max(min(better, 8.0), -8.0)))
 
 
 def evolve(

@@ -87,7 +87,9 @@ class Pool:
         self._budget = budget_tokens
         self._count = count
         self.state = _everything(state, tuple(inferred), self.merged)
-        self.fixed = frozenset(map(self.state.resolve, fixed))
+        items = self.state.items
+        held = {name for name in map(self.state.resolve, fixed) if name in items}
+        self.fixed = tuple(item.id for item in sorted((items[name] for name in held), key=_by_age))
         self._folds = {example.id: tuple(fold) for fold in folds for example in fold}
         self._left_out: dict[str, FastWeights] = {}
         standing = without_contradicted(self.state.guidelines.values())

@@ -33,9 +33,9 @@ async def compare(
 ) -> dict[Candidate, float]:
     """Mean closeness of each candidate's replies to the wanted ones, in [0, 1]; a reply that is none counts 0.
 
-    Each prompt's own items are left out of the context that answers it. Without a wanted reply only soundness is looked at.
+    The context that answers a prompt is the one that its feedback judges. Where no reply was wanted only soundness is looked at.
     """
-    chosen = [e for e in examples if e.rejected is not None or e.rating > 0][-PROMPTS:]
+    chosen = [e for e in examples if e.rejected is not None or e.rating > 0][-PROMPTS:] or examples[-PROMPTS:]
     pairs = [(e.reply, e.rejected) for e in examples if e.rejected is not None]
     by = weights(pairs)
 

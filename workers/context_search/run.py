@@ -106,7 +106,7 @@ class Optimizing:
             await self._store.optimizations.settle(tenant=tenant, user=user, revision=state.revision)
             return "too-little"
         await self._append(found, work, adapter=adapter, tenant=tenant, user=user)
-        return "improved" if found.members[:1] != state.population_under(adapter).members[:1] else "kept"
+        return "improved" if found.improved else "kept"
 
     async def _append(self, found: Found, work: Work, *, adapter: str, tenant: str, user: str) -> None:
         """Put the result into the log after whatever came in meanwhile, which joins every member by being newer than its basis.

@@ -82,6 +82,8 @@ class Found:
     inferred: tuple[Guideline, ...]
     merged: dict[str, str]
     report: OptimizeReport
+    improved: bool = False
+    """Whether something new leads."""
 
 
 async def search(work: Work, means: Means, *, seed: int) -> Found:
@@ -116,7 +118,8 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
         reflective=run.reflective,
         seconds=round(time.monotonic() - started, 3),
     )
-    return Found(found, _inferred(pool, found), pool.merged, report)
+    improved = chosen[0] not in run.incumbents
+    return Found(found, _inferred(pool, found), pool.merged, report, improved)
 
 
 async def _pool(
@@ -172,6 +175,7 @@ class _Run:
             self.judge,
             mutations,
             examples=self._train,
+            start=gains[start],
             queued=[*self.incumbents, *seeds(self._work, self._pool)],
             budget=self._means.metric_calls,
             on_loop=on_loop,
