@@ -68,9 +68,13 @@ class FakeService:
     async def optimizing(self, _: str) -> bool:
         return self.unsettled
 
-    async def consolidate(self, scope: str) -> dict[str, Any]:
+    async def consolidate(self, scope: str) -> str:
         self._step()
         self.moves.append(scope)
+        return f"job of {scope}"
+
+    async def ended(self, _: str) -> dict[str, Any]:
+        self._step()
         return {"state": "promoted", "reasons": []}
 
     async def roll_back(self, scope: str) -> None:
@@ -242,7 +246,7 @@ async def test_arms_with_an_adapter_are_measured_after_its_consolidation_and_the
     assert len(told) == run.steps
 
 
-@pytest.mark.parametrize("left", range(1, 9))
+@pytest.mark.parametrize("left", range(1, 12))
 async def test_a_consolidation_is_not_done_again_when_a_run_goes_on(tmp_path: Path, tokens: Tokens, left: int) -> None:
     slow = replace(SMALL, arms=("pooled", "slow"), users=2, tests=1, points=(1,), shuffled=0)
     whole = FakeService(fails_after=1000)

@@ -130,12 +130,16 @@ class Service(Endpoint):
         found: list[dict[str, Any]] = (await self.request("GET", "admin/adapters", headers=self._admin)).json()["data"]
         return found
 
-    async def consolidate(self, scope: str) -> dict[str, Any]:
-        """Train the scope's adapter, and wait for the end of it."""
+    async def consolidate(self, scope: str) -> str:
+        """Start training the scope's adapter; the job's id."""
         started = await self.post("admin/consolidations", {"scope": scope}, **self._admin)
+        return str(started.json()["id"])
+
+    async def ended(self, job_id: str) -> dict[str, Any]:
+        """The job, once it has ended."""
         while True:
-            path = f"admin/consolidations/{started.json()['id']}"
-            job: dict[str, Any] = (await self.request("GET", path, headers=self._admin)).json()
+            response = await self.request("GET", f"admin/consolidations/{job_id}", headers=self._admin)
+            job: dict[str, Any] = response.json()
             if job["state"] in ENDED:
                 return job
             await asyncio.sleep(JOB_POLL_SECONDS)

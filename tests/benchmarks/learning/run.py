@@ -182,7 +182,10 @@ class Bench:
         scopes = ["global"] if scope == "global" else [f"user:{self.account(person)}" for person in self.people]
         for name in scopes:
             if self.records.get("consolidated", name) is None:
-                job = await self.service.consolidate(name)
+                started = self.records.get("consolidating", name)
+                if started is None:
+                    started = self.records.put("consolidating", name, id=await self.service.consolidate(name))
+                job = await self.service.ended(started["id"])
                 self.records.put("consolidated", name, state=job["state"], reasons=job["reasons"])
         await self._settle([self.account(person) for person in self.people], scope)
         await self._measure(arms, self.people, self.plan.points[-1])
