@@ -1,9 +1,35 @@
 """What the gateway counts, for Prometheus. One registry a process."""
 
+from collections.abc import Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 # From a cached read to a slow generation.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class WorkerCounts(Collector):
+    """What workers have counted in Redis: they have no port of their own to be scraped at."""
+
+    def __init__(self) -> None:
+        self.counted: Mapping[tuple[str, str], int] = {}
+        """(name, label) -> how often, as last read; the gateway reads it when it is scraped."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        families = {
+            "optimize": CounterMetricFamily(
+                "fastslow_optimizations", "Optimizations of users' contexts by how they ended", labels=["outcome"]
+            ),
+            "optimize_without": CounterMetricFamily(
+                "fastslow_optimizations_without", "Optimizations that had to do without a helper", labels=["missing"]
+            ),
+        }
+        for (name, label), times in self.counted.items():
+            if name in families:
+                families[name].add_metric([label], times)
+        yield from families.values()
 
 
 class Metrics:
@@ -11,6 +37,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.workers = WorkerCounts()
+        self.registry.register(self.workers)
         self.requests = Counter(
             "fastslow_requests_total", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )

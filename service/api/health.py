@@ -1,5 +1,6 @@
 """For the machines that run the service: liveness, readiness by dependency, metrics, and the list of models."""
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -8,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.api.auth import Caller, authenticated
 from service.errors import EngineUnavailable, ModelNotFound, StoreUnavailable
+from service.metrics import Metrics
 from service.serving import Serving
 
 router = APIRouter()
@@ -39,7 +41,11 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics", summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """What this gateway has counted, and what all workers have; with Redis away, as much of that as it last saw."""
+    found: Metrics = request.app.state.metrics
+    with suppress(StoreUnavailable):
+        found.workers.counted = await request.app.state.store.optimizations.counted()
+    return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models", summary="What a client may name as model")

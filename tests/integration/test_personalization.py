@@ -139,3 +139,15 @@ async def test_feedback_plans_an_optimization_and_enough_of_it_makes_that_due(
     assert planned is True
     assert soon == []
     assert await store.optimizations.due(now=time.time()) == [("acme", "alice")]
+
+
+async def test_metrics_tell_how_optimizations_ended_on_all_workers(client: httpx.AsyncClient, store: Store) -> None:
+    for outcome in ("improved", "improved", "scorer-away"):
+        await store.optimizations.count("optimize", outcome)
+    await store.optimizations.count("optimize_without", "embedder")
+
+    text = (await client.get("/metrics")).text
+
+    assert 'fastslow_optimizations_total{outcome="improved"} 2.0' in text
+    assert 'fastslow_optimizations_total{outcome="scorer-away"} 1.0' in text
+    assert 'fastslow_optimizations_without_total{missing="embedder"} 1.0' in text
