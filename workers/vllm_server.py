@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from service.keys import load_keys
 from service.settings import Settings
 
-PLUGINS = ("fastslow_resolver", "fastslow_routes")
+PLUGINS = ("fastslow_resolver", "fastslow_routes", "fastslow_cpu")
 """Entry points of this distribution; vLLM loads an endpoint plugin only if it is named."""
 
 # vLLM allocates each adapter slot for one of these ranks. Starting at 16 keeps versions of an earlier, larger setting loadable.

@@ -139,6 +139,14 @@ def test_eight_first_uses_at_once_are_all_served(vllm_server, publish):
         assert list(pool.map(first_use, range(8))) == [200] * 8
 
 
+def test_what_the_base_model_says_beside_adapters_is_what_it_says_alone(vllm_server, publish):
+    models = [BASE, publish(), publish()] * 3
+    alone = {model: vllm_server.reply(model) for model in models}
+    with ThreadPoolExecutor(len(models)) as pool:
+        beside = list(pool.map(vllm_server.reply, models))
+    assert beside == [alone[model] for model in models]
+
+
 def test_tokenize_loads_an_adapter_without_generating(vllm_server, publish):
     name = publish()
     assert vllm_server.http.post("/tokenize", json={"model": name, "prompt": "x"}).status_code == 200

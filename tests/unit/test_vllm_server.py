@@ -60,9 +60,8 @@ def test_only_our_plugins_are_loaded_and_they_see_the_same_folders(tmp_path):
 
 
 def test_the_plugins_that_are_named_are_entry_points_of_ours():
-    ours = {
-        entry.name for group in ("vllm.general_plugins", "vllm.endpoint_plugins") for entry in entry_points(group=group)
-    }
+    groups = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.platform_plugins")
+    ours = {entry.name for group in groups for entry in entry_points(group=group)}
     assert set(PLUGINS) <= ours
 
 

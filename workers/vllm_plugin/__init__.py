@@ -7,5 +7,6 @@
 - `scoring.py`     how likely replies are, exactly, whatever the prefix cache holds
 - `engine_runs.py` its runs over sequences, by vLLM's engine
 - `score_route.py` scores the replies of a request beside chats
+- `cpu_platform.py` and `adapter_rows.py` keep adapters off other requests' rows on the CPU, and make them fast there
 - `routes.py`      the endpoint plugin: lists and evicts adapters, takes the requests for scores
 """
