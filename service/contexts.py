@@ -63,7 +63,7 @@ class Contexts:
         member = draw(wanted.state, adapter=wanted.adapter, seed=request_seed(wanted, messages, seed))
         budget = min(self.budget_tokens, room)
         context = self._choose(wanted, member, budget)
-        if not left_out(wanted.state, context, absorbed=wanted.absorbed):
+        if not self._left_out(wanted, context, budget):
             return context
         prompt = next((m.content or "" for m in reversed(messages) if m.role == "user"), "")
         similarity = await self.recall.similarities(
@@ -73,8 +73,12 @@ class Contexts:
 
     def prepare_recall(self, wanted: Wanted) -> None:
         """Begin to embed the exemplars of a user for whom not all of them fit; nobody waits for it."""
-        if left_out(wanted.state, self.standing(wanted), absorbed=wanted.absorbed):
+        if self._left_out(wanted, self.standing(wanted), self.budget_tokens):
             self.recall.remember(by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user)
+
+    def _left_out(self, wanted: Wanted, context: Context, budget: int) -> list[Exemplar]:
+        count = self._tokens.count
+        return left_out(wanted.state, context, absorbed=wanted.absorbed, budget_tokens=budget, count=count)
 
     def _choose(
         self, wanted: Wanted, member: Member | None, budget: int, similarity: dict[str, float] | None = None

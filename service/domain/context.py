@@ -98,17 +98,19 @@ class _Ranking:
         """Whether it may be rendered at all: the member's choice and what is newer; without a member, what the user said."""
         if item.pinned:
             return True
-        gain, renewed = self.weighed(item)
         if isinstance(item, Prior):
             chosen = True
         elif self.member is None:
             # An inferred guideline must be proven first; a demonstration only stands in for exemplars that are missing.
             chosen = item.stated or isinstance(item, Exemplar)
         else:
-            chosen = item.id in self.member.items or renewed > self.since
-        # What was said last is heard, odd or not.
-        heard = item.id not in self.state.odd or item.renewed == self.state.revision
-        return chosen and heard and gain >= 0
+            chosen = item.id in self.member.items or self.weighed(item)[1] > self.since
+        return chosen and self.heard(item)
+
+    def heard(self, item: Item) -> bool:
+        """Whether it is worth rendering: not blamed, and not odd unless it was said last."""
+        gain, renewed = self.weighed(item)
+        return gain >= 0 and (item.id not in self.state.odd or renewed == self.state.revision)
 
     def order(self, items: Iterable[ItemT], cost: Callable[[ItemT], int]) -> list[ItemT]:
         """Who gets a place first: pinned, then what was said, then fresh, then by gain per token; ties to the newest."""
@@ -143,7 +145,8 @@ def choose(
         budget_tokens: most tokens that the rendered context may take, the template's own around each message included.
         count: tokens of a text under the served model's tokenizer.
         member: the population's member that serves; None lets all items compete.
-        similarity: of exemplars to the prompt, by id; with it, part of the exemplars' room goes to the nearest of those left out.
+        similarity: of exemplars to the prompt, by id; with it the nearest of those left out get part of the exemplars' room, or what
+            a member leaves of it.
         priors: guidelines of other users, for one who has said little.
     """
     ranking = _Ranking(state, member)
@@ -161,6 +164,14 @@ def choose(
     exemplars, recalled, exemplar_tokens = _exemplars(
         _one_of_each(wanted), ranking, cost=_exemplar_cost(count), room=budget_tokens - used, similarity=similarity
     )
+    if similarity and member:
+        others = (x for x in state.exemplars.values() if x.stated and x not in wanted and ranking.heard(x))
+        nearest = sorted(
+            (x for x in others if x.id in similarity), key=lambda x: (similarity[x.id], x.id), reverse=True
+        )
+        spare = budget_tokens - used - exemplar_tokens
+        found, more = _fill((x for x in nearest if x.id not in absorbed), cost=_exemplar_cost(count), budget=spare)
+        recalled, exemplar_tokens = [*found[::-1], *recalled], exemplar_tokens + more
     return Context(
         revision=state.revision,
         member=member.id if member else AUTO,
@@ -199,10 +210,14 @@ def _exemplars(
     return staying, rest[::-1], tokens + more
 
 
-def left_out(state: FastWeights, context: Context, *, absorbed: frozenset[str]) -> list[Exemplar]:
-    """Exemplars that did not fit into a context: what recall chooses from."""
-    there = set(context.items)
-    return [x for x in state.exemplars.values() if x.id not in there and x.id not in absorbed]
+def left_out(
+    state: FastWeights, context: Context, *, absorbed: frozenset[str], budget_tokens: int, count: Count
+) -> list[Exemplar]:
+    """Exemplars that recall may choose from: those that did not fit into a context, of a member's those that still would."""
+    there, cost = set(context.items), _exemplar_cost(count)
+    spare = budget_tokens if context.member == AUTO else budget_tokens - context.tokens
+    others = (x for x in state.exemplars.values() if x.stated and x.id not in there and x.id not in absorbed)
+    return [x for x in others if cost(x) <= spare]
 
 
 def without_contradicted(guidelines: Iterable[Guideline]) -> list[Guideline]:

@@ -419,3 +419,14 @@ def test_a_hasty_correction_is_heard_at_once_and_left_out_when_more_of_the_other
     assert "It was 1920." in replies(just_said)
     assert "It was 1920." not in replies(later)
     assert len(replies(later)) == 4
+
+
+def test_what_a_member_leaves_of_the_room_goes_to_the_exemplars_nearest_to_the_prompt() -> None:
+    log = log_of(*((n, Signals(correction=f"wanted {n}")) for n in range(4)))
+    names = list(fold(log).exemplars)
+    state = fold([*log, optimized(5, (names[0],), basis=4)])
+    nearness = {name: n / 10 for n, name in enumerate(names)}
+    [member] = state.population.members
+    context = choose(state, absorbed=NOBODY_ABSORBED, budget_tokens=65, count=words, member=member, similarity=nearness)
+    assert [x.id for x in context.exemplars] == [names[0]]
+    assert [x.id for x in context.recalled] == [names[2], names[3]]
