@@ -79,7 +79,7 @@ def test_the_optimizer_finds_a_population_that_serves_and_tells_what_it_measured
     changes = hana.http.get("/v1/users/hana/context/history", params={"limit": 200}).json()["data"]
     reports = [change["cause"]["report"] for change in changes if change["kind"] == "population"]
     print(f"optimizations: {reports}")  # shown by pytest -s
-    assert reports[-1]["margin_after"] >= reports[-1]["margin_before"]
+    assert reports[-1]["margin_after"] > 0
 
     served = hana.ask(QUESTION)
     assert served.member in {member["id"] for member in members}
