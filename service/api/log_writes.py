@@ -103,7 +103,7 @@ class LogWrite:
         )
         if receipt is not None:
             return self.answered(receipt)
-        if after.exemplars.keys() - before.exemplars.keys():
+        if any(x.stated for name, x in after.exemplars.items() if name not in before.exemplars):
             wanted = Wanted(self.tenant, self.user, after, BASE, absorbed=frozenset())
             asyncio.get_running_loop().call_soon(self.serving.contexts.prepare_recall, wanted)
         return answer

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.domain.comments import MAX_CHARS, MAX_WORDS, guideline_text, implied_rating
+from service.domain.comments.reading import read
 from service.domain.comments.text import READ_CHARS
 
 GUIDELINES = {
@@ -155,6 +156,7 @@ def calls_of(comment: str) -> int:
         nonlocal calls
         calls += event in ("call", "c_call")
 
+    read.cache_clear()
     sys.setprofile(count)
     try:
         guideline_text(comment)

@@ -6,6 +6,7 @@ politeness around what is left. Nothing is added but the marks between sentences
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -88,6 +89,8 @@ class Sentence(NamedTuple):
     mark: str
 
 
+# One comment is read for its guideline, for its rating, and as what stood before the next one.
+@lru_cache(256)
 def read(comment: str) -> Reading:
     """Read a comment until nothing changes: what is taken away may uncover more of the kind, so a guideline reads as itself."""
     text = comment

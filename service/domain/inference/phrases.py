@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from service.domain.comments.words import words
@@ -46,6 +47,7 @@ class Edge(NamedTuple):
         return self.keys[: len(key)] == key
 
 
+@lru_cache(1024)
 def edge(text: str, *, at_end: bool) -> Edge:
     part = text.strip()[-EDGE_CHARS:] if at_end else text.strip()[:EDGE_CHARS]
     matches = list(_TOKEN.finditer(part))
