@@ -34,8 +34,10 @@ from workers.archive import archive_logs
 
 USER = stored.TEMPLATE_USER
 KEYS = UserKeys(tenant=stored.TENANT, user=USER)
+HELD = (KEYS.log, KEYS.state, KEYS.snapshot)
 # Of a round.
 FEEDBACKS, CHATS = 24, 12
+RECALLING, NOT_RECALLING = "with recall", "without"
 # Numbers of a round's interactions, which no history reaches.
 FIRST_FRESH = 10**6
 # Steps of a life between choices of the context, and between ticks of the archive: each time would take most of the life.
@@ -49,9 +51,11 @@ class Moment:
     state: FastWeights
     dumps: dict[str, bytes]
     """All that Redis holds of the user, by key."""
+    held_bytes: int
+    """What that takes of Redis's memory."""
     rounds: list[Round] = field(default_factory=list)
-    overhead_ms: list[float] = field(default_factory=list)
-    """The gateway's own part of a chat, the median of each round."""
+    overhead_ms: dict[str, list[float]] = field(default_factory=lambda: {RECALLING: [], NOT_RECALLING: []})
+    """The gateway's own part of a chat, the median of each round; with recall it waits for the embedding of the prompt."""
     cpu_seconds: float = 0.0
     """The gateway's, of all rounds' feedbacks: what a busy machine changes least."""
 
@@ -65,16 +69,16 @@ class Moment:
     def cpu_ms(self) -> float:
         return self.cpu_seconds / sum(len(r.latencies) for r in self.rounds) * 1000
 
-    def chat_ms(self) -> float:
-        return median(self.overhead_ms)
+    def chat_ms(self, kind: str) -> float:
+        return median(self.overhead_ms[kind])
 
 
 class Lives:
     """A user's life, kept at several lengths."""
 
-    def __init__(self, gateway: processes.Service, redis: Redis, settings: Settings, key: str) -> None:
+    def __init__(self, gateways: dict[str, processes.Service], redis: Redis, settings: Settings, key: str) -> None:
         self.at: dict[int, Moment] = {}
-        self._gateway = gateway
+        self._gateways = gateways
         self._redis = redis
         self._settings = settings
         self._key = key
@@ -98,8 +102,9 @@ class Lives:
             if n % ARCHIVE_EVERY == 0:
                 await archive_logs(store, self._settings)
             if n + 1 in lengths:
-                dumps = {key: self._redis.dump(key) for key in (KEYS.log, KEYS.state, KEYS.snapshot)}
-                self.at[n + 1] = Moment(state, {key: dump for key, dump in dumps.items() if dump})
+                keys = [key for key in HELD if self._redis.exists(key)]
+                held = sum(self._redis.memory_usage(key, samples=0) or 0 for key in keys)
+                self.at[n + 1] = Moment(state, {key: self._redis.dump(key) or b"" for key in keys}, held)
             progress.advance(task)
         await store.close()
 
@@ -108,23 +113,31 @@ class Lives:
         for repeat in range(-1, repeats):
             # The first is to warm up; no length is always first.
             for length in list(self.at) if repeat % 2 else reversed(self.at):
-                measured, overhead_ms, cpu_seconds = await self._round(length)
+                moment = self.at[length]
+                self._put_back(moment)
+                overhead_ms = {kind: self._chats(gateway) for kind, gateway in self._gateways.items()}
+                measured, cpu_seconds = await self._feedbacks(length)
                 if repeat >= 0:
-                    moment = self.at[length]
                     moment.rounds.append(measured)
-                    moment.overhead_ms.append(overhead_ms)
                     moment.cpu_seconds += cpu_seconds
+                    for kind, found in overhead_ms.items():
+                        moment.overhead_ms[kind].append(found)
             progress.advance(task, repeat >= 0)
 
-    async def _round(self, length: int) -> tuple[Round, float, float]:
-        """Put the user back; a round's feedbacks, the median overhead of its chats, and the gateway's CPU time for the feedbacks."""
-        self._redis.delete(KEYS.log, KEYS.state, KEYS.snapshot)
-        for key, dump in self.at[length].dumps.items():
+    def _put_back(self, moment: Moment) -> None:
+        self._redis.delete(*HELD)
+        for key, dump in moment.dumps.items():
             self._redis.restore(key, 0, dump)
-        caller = Caller(self._gateway.port, self._key)
-        overhead = [float(caller.chat(USER, f"Line {n}?")[1]["x-fastslow-overhead-ms"]) for n in range(CHATS)]
+
+    def _chats(self, gateway: processes.Service) -> float:
+        """The median overhead of a round's chats, milliseconds."""
+        caller = Caller(gateway.port, self._key)
+        return median(float(caller.chat(USER, f"Line {n}?")[1]["x-fastslow-overhead-ms"]) for n in range(CHATS))
+
+    async def _feedbacks(self, length: int) -> tuple[Round, float]:
+        """A round's feedbacks, and the gateway's CPU time for them."""
+        gateway = self._gateways[RECALLING]
         requests = await self._requests(length)
-        gc.collect()
         # The reply's length but for the digits of the revision.
         reply = {
             "object": "feedback",
@@ -134,13 +147,14 @@ class Lives:
         }
         width = len(json.dumps(reply, separators=(",", ":"))) - 2
         widths = range(width + len(str(length + 1)), width + len(str(length + FEEDBACKS)) + 1)
-        before = self._gateway.cpu_seconds()
-        measured = await load(self._gateway.port, [iter(requests)], lengths=widths)
-        used = self._gateway.cpu_seconds() - before
-        found, _ = caller.call("GET", f"/v1/users/{USER}/context", USER)
+        gc.collect()
+        before = gateway.cpu_seconds()
+        measured = await load(gateway.port, [iter(requests)], lengths=widths)
+        used = gateway.cpu_seconds() - before
+        found, _ = Caller(gateway.port, self._key).call("GET", f"/v1/users/{USER}/context", USER)
         if found["revision"] != length + FEEDBACKS or len(measured.latencies) != FEEDBACKS:
             raise RuntimeError(f"{FEEDBACKS} feedbacks after {length} lead to revision {found['revision']}")
-        return measured, median(overhead), used
+        return measured, used
 
     async def _requests(self, length: int) -> list[bytes]:
         """A round's feedbacks, each on an interaction that is there for it."""
@@ -156,14 +170,13 @@ class Lives:
 
     def table(self) -> Table:
         out = Table(title="By the length of a user's history")
-        columns = ("feedbacks before", "items", "p50 ms", "p99 ms", "CPU ms", "chat p50 ms", "state KiB", "all KiB")
-        for column in columns:
+        columns = ("feedbacks before", "items", "p50 ms", "p99 ms", "CPU ms")
+        for column in (*columns, "chat with recall", "chat without", "held KiB"):
             out.add_column(column, justify="right")
         for length, moment in self.at.items():
-            sizes = {key: len(dump) / 1024 for key, dump in moment.dumps.items()}
-            figures = (moment.p50_ms(), moment.p99_ms(), moment.cpu_ms(), moment.chat_ms())
-            figures += (sizes[KEYS.state], sum(sizes.values()))
-            out.add_row(f"{length:,}", str(len(moment.state.items)), *(f"{figure:.2f}" for figure in figures))
+            figures = (moment.p50_ms(), moment.p99_ms(), moment.cpu_ms(), *map(moment.chat_ms, self._gateways))
+            shown = [f"{figure:.2f}" for figure in figures]
+            out.add_row(f"{length:,}", str(len(moment.state.items)), *shown, f"{moment.held_bytes / 1024:,.0f}")
         return out
 
     def ratio(self) -> float:
@@ -177,20 +190,27 @@ class Lives:
             "p50_ms_by_history": {str(n): moment.p50_ms() for n, moment in self.at.items()},
             "p99_ms_by_history": {str(n): moment.p99_ms() for n, moment in self.at.items()},
             "cpu_ms_by_history": {str(n): moment.cpu_ms() for n, moment in self.at.items()},
-            "chat_overhead_p50_ms_by_history": {str(n): moment.chat_ms() for n, moment in self.at.items()},
+            "chat_overhead_p50_ms_by_history": {str(n): m.chat_ms(NOT_RECALLING) for n, m in self.at.items()},
+            "chat_overhead_with_recall_p50_ms_by_history": {str(n): m.chat_ms(RECALLING) for n, m in self.at.items()},
+            "held_kib_by_history": {str(n): m.held_bytes / 1024 for n, m in self.at.items()},
         }
 
 
 def start(stack: ExitStack, folder: Path, cores: processes.Cores) -> Lives:
-    """Valkey, the mock upstream, and a gateway over both."""
+    """Valkey, the mock upstream, and gateways over both."""
     folder.mkdir()
     keys = ensure_keys(folder / "keys.json")
     server = stack.enter_context(processes.valkey(folder / "valkey"))
     upstream = stack.enter_context(processes.mock_vllm(folder, cores=cores.others))
-    gateway = stack.enter_context(
-        processes.gateway(folder, cores=cores.service, redis_port=server.port, vllm_port=upstream.port)
-    )
+    gateways = {
+        kind: stack.enter_context(
+            processes.gateway(
+                folder, cores=cores.service, redis_port=server.port, vllm_port=upstream.port, recall=kind == RECALLING
+            )
+        )
+        for kind in (RECALLING, NOT_RECALLING)
+    }
     redis = Redis(port=server.port)
     stack.callback(redis.close)
     settings = Settings(_env_file=None, redis_url=f"redis://127.0.0.1:{server.port}/0", data_dir=folder)
-    return Lives(gateway, redis, settings, keys.first("client"))
+    return Lives(gateways, redis, settings, keys.first("client"))

@@ -144,9 +144,12 @@ def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[s
 
 
 @contextmanager
-def gateway(folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: int) -> Iterator[Service]:
+def gateway(
+    folder: Path, *, cores: frozenset[int], redis_port: int, vllm_port: int, recall: bool = True
+) -> Iterator[Service]:
     """The real gateway over these two. Its keys file is `folder`/keys.json, which must exist."""
     env = {
+        "FASTSLOW_RECALL": str(recall),
         "FASTSLOW_DATA_DIR": str(folder),
         "FASTSLOW_MODEL": model_folder(),
         "FASTSLOW_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
