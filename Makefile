@@ -12,7 +12,7 @@ SIZE ?= small
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-learning clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-prefix bench-learning clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -21,7 +21,7 @@ help:
 	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
 	@echo "make test            install, lint, check types, run all tests (under 25 minutes on two cores)"
 	@echo "make lint | types | unit | e2e      parts of it"
-	@echo "make bench-gateway | bench-feedback measure; the last line is JSON"
+	@echo "make bench-gateway | bench-feedback | bench-prefix      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"
 	@echo "make clean           remove the environment and caches; data/ stays"
@@ -69,6 +69,9 @@ bench-gateway: $(STAMP) model
 
 bench-feedback: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.feedback
+
+bench-prefix: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.prefix
 
 bench-learning: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.learning --size $(SIZE)
