@@ -99,7 +99,7 @@ def demonstrations(
     known = {x.prompt.casefold() for x in exemplars}
     made: list[Exemplar] = []
     for draft in sorted(drafts, key=lambda d: -d.revision):
-        as_wished = draft.praised and not _strays(draft.reply, in_common)
+        as_wished = draft.praised and bool(in_common) and not _strays(draft.reply, in_common)
         reply = draft.reply if as_wished else rewritten(draft.reply, wishes, most_words=most_words)
         if reply is None or draft.prompt.casefold() in known or len(made) == missing:
             continue

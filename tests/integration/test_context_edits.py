@@ -263,7 +263,7 @@ async def test_an_edit_plans_an_optimization_where_there_is_feedback_to_judge_by
 async def test_a_pinned_demonstration_stays_when_the_wish_that_it_shows_is_gone(
     client: httpx.AsyncClient, vllm: FakeVllm
 ) -> None:
-    vllm.reply = lambda body: "A Noun Names."
+    vllm.reply = lambda body: "A Noun Names A Thing."
     interaction = await say(client, comment="Write in lower case.")
     shown = (await context_of(client))["items"]
     [demonstration] = [item for item in shown if item["kind"] == "exemplar"]
@@ -271,4 +271,4 @@ async def test_a_pinned_demonstration_stays_when_the_wish_that_it_shows_is_gone(
     await edit(client, {"op": "pin", "id": demonstration["id"]})
     await client.post("/v1/feedback", json={"interaction_id": interaction, "comment": None})
 
-    assert await texts_of(client) == ["a noun names."]
+    assert await texts_of(client) == ["a noun names a thing."]
