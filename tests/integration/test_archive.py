@@ -1,6 +1,7 @@
 """Long logs over real Redis: their oldest events go into files and leave their fold, whatever happens in between."""
 
 import asyncio
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from service.store.archives import ArchiveStore
 from service.store.connection import Connection
 from service.store.keys import UserKeys
 from tests.factories import ALICE, give_feedback
-from workers.archive import archive_logs, archived
+from workers.archive import archive_logs, archived, published
 from workers.runner import gather
 
 KEEP = 10
@@ -131,6 +132,31 @@ async def test_two_workers_at_once_archive_each_event_once(
     assert await length(store) == 2 * KEEP
     assert [event.revision for event in archived(folder)] == list(range(1, 2 * KEEP + 1))
     assert await refolded(store, redis_url) == await everything(store, folder)
+
+
+async def test_a_worker_that_comes_late_changes_nothing(store: Store, settings: Settings) -> None:
+    for n in range(1, 2 * KEEP + 2):
+        await give_feedback(store, n)
+    early = Snapshot(state=(await store.users.log(tenant="acme", user="alice", after=3)).start)
+    await archive_logs(store, settings)
+    before = await store.archives.snapshot(tenant="acme", user="alice")
+
+    assert not await store.archives.replace(early, first=1, stale=True, tenant="acme", user="alice")
+
+    assert await store.archives.snapshot(tenant="acme", user="alice") == before
+    assert await length(store) == KEEP + 1
+
+
+def test_a_file_that_is_not_what_was_written_is_not_published(tmp_path: Path) -> None:
+    def publish_spoilt() -> None:
+        with published(tmp_path / "1-1.jsonl.gz") as add:
+            add(b'{"kind": "feedback"}')
+            [aside] = tmp_path.iterdir()
+            put(aside, gzip.compress(b"{}\n"))
+
+    with pytest.raises(ValueError, match="not what was written"):
+        publish_spoilt()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_feedback_that_arrives_while_a_log_is_trimmed_is_all_there(
