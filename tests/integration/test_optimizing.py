@@ -159,6 +159,21 @@ async def test_a_scorer_that_fails_leaves_the_last_population_and_is_asked_again
     assert await store.optimizations.due(now=1000.0 + seconds) == [("acme", "alice")]
 
 
+async def test_a_search_that_breaks_is_counted_and_not_tried_again_at_every_tick(
+    store: Store, settings: Settings
+) -> None:
+    class Broken(PlantedScorer):
+        async def score(self, model, items):
+            raise KeyError("a mistake of ours")
+
+    await said(store)
+
+    assert await optimizing(store, settings, Broken({})).optimize(**KEY) == "failed"
+    assert await counted(store) == {("optimize", "failed"): 1}
+    assert await store.optimizations.due(now=1000.0) == []
+    assert await store.optimizations.due(now=1e9) == [("acme", "alice")]
+
+
 async def test_two_workers_do_not_optimize_the_same_user_at_once(store: Store, settings: Settings) -> None:
     await said(store)
     scorer = PlantedScorer(HELPFUL)

@@ -6,6 +6,7 @@ import pytest
 
 from service.domain.events import Member, PopulationEvent
 from service.domain.fold import apply, fold
+from service.domain.items import Guideline, guideline_id
 from service.errors import EngineUnavailable
 from tests.context_search_data import PlantedScorer, Says, corrections, exemplar_for, feedback, means, work
 from workers.context_search.search import JUDGES, fixed, search
@@ -183,3 +184,22 @@ def test_a_cancelled_search_ends_with_what_it_has() -> None:
     events, scorer = planted()
     found = run(work(events), means(scorer, cancelled=lambda: True))
     assert len(found.members) == 1
+
+
+def test_an_inferred_guideline_that_all_members_hold_and_that_fails_by_now_leaves_them_all() -> None:
+    events = corrections(12)
+    state = fold(events)
+    helpful = {f"Wanted {n}.": 0.1 for n in range(12)}
+    failed = Guideline(id=guideline_id("Use no commas."), text="Use no commas.", origin="inferred")
+    population = PopulationEvent(
+        revision=13,
+        at=13.0,
+        basis=12,
+        basis_clock=12,
+        members=(Member(id="m-1", items=(failed.id, *state.exemplars)),),
+        inferred=(failed,),
+    )
+    found = run(work(events, state=apply(state, population)), means(PlantedScorer(helpful)))
+    assert found.members
+    assert all(failed.id not in member.items for member in found.members)
+    assert found.inferred == ()

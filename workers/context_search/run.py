@@ -12,7 +12,14 @@ from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE
 from service.domain.fold import apply
 from service.domain.policy import optimize_at
-from service.errors import Conflict, ContextLengthExceeded, EngineUnavailable, NotFound, UpstreamRejected
+from service.errors import (
+    Conflict,
+    ContextLengthExceeded,
+    EngineUnavailable,
+    NotFound,
+    StoreUnavailable,
+    UpstreamRejected,
+)
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
@@ -21,7 +28,7 @@ from workers.context_search.search import Found, Means, Work, search
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["improved", "kept", "too-little", "scorer-away", "scorer-refused"]
+Outcome = Literal["improved", "kept", "too-little", "scorer-away", "scorer-refused", "failed"]
 
 # Events read for the newest feedback; what was said before is in the fast weights alone.
 RECENT_EVENTS = 400
@@ -72,6 +79,13 @@ class Optimizing:
             wait = AWAY_SECONDS if away else REFUSED_SECONDS
             await queue.ask_for(tenant=tenant, user=user, at=self._clock() + wait)
             outcome = "scorer-away" if away else "scorer-refused"
+        except StoreUnavailable:
+            raise
+        except Exception:
+            # Its contexts still serve; at every tick again it would only keep vLLM busy.
+            log.exception("the contexts of %s stay as they are", user)
+            await queue.ask_for(tenant=tenant, user=user, at=self._clock() + REFUSED_SECONDS)
+            outcome = "failed"
         finally:
             await queue.release(tenant=tenant, user=user, token=token)
         await queue.count("optimize", outcome)

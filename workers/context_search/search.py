@@ -104,13 +104,13 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
     allowed = {c: gains[c] for c in gains if c in run.incumbents or c in verified}
     chosen = standing(run.ranked(allowed), allowed)
     found = members(chosen, allowed)
-    before, after = await run.judge.gains([(run.incumbents[0], heldout), (chosen[0], heldout)])
+    before, after = await run.judge.gains([(run.served[0], heldout), (chosen[0], heldout)])
     report = OptimizeReport(
         instances=len(train),
         heldout=len(heldout),
         candidates=run.tried,
         metric_calls=run.judge.calls,
-        margin_before=median(gains[run.incumbents[0]]),
+        margin_before=median(run.margins_before),
         margin_after=median(gains[chosen[0]]),
         heldout_before=median(before) if before else None,
         heldout_after=median(after) if after else None,
@@ -118,7 +118,7 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
         reflective=run.reflective,
         seconds=round(time.monotonic() - started, 3),
     )
-    improved = chosen[0] not in run.incumbents
+    improved = chosen[0] not in run.served
     return Found(found, _inferred(pool, found), pool.merged, report, improved)
 
 
@@ -145,7 +145,11 @@ class _Run:
     """One search's candidates and what is known of them."""
 
     def __init__(self, work: Work, means: Means, train: Sequence[Example], pool: Pool, judge: Judge) -> None:
-        self.incumbents = serving_now(work, pool)
+        self.served = serving_now(work, pool)
+        """What serves now, the leading one first."""
+        self.incumbents = self.served
+        """The same, without inferred guidelines that have failed since."""
+        self.margins_before: list[float] = []
         self.judge = judge
         self.tried = 0
         self.reflective = False
@@ -162,6 +166,7 @@ class _Run:
         """The gains of all candidates that were scored on all examples, unproven guidelines taken out."""
         known = await self.judge.gains([(candidate, self._train) for candidate in self.incumbents])
         gains: Gains = dict(zip(self.incumbents, known, strict=True))
+        self.margins_before = known[0]
         start = self.ranked(gains)[0]
         mutations = Mutations(self._pool, random=Random(seed), similar=similar)
         mutations.unseen(start)
@@ -185,7 +190,18 @@ class _Run:
         await asyncio.to_thread(evolve, adapter, start, self._train, folds=folds(self._train), seed=seed)
         self.tried = mutations.tried
         self.reflective = reflection is not None and reflection.edits > 0
-        return await Proof(self.judge, self._train, self.incumbents).of({**gains, **adapter.full})
+        proven = await Proof(self.judge, self._train, self.incumbents).of({**gains, **adapter.full})
+        return await self._with_incumbents(proven)
+
+    async def _with_incumbents(self, proven: Gains) -> Gains:
+        """The gains with those of what serves now, which may have held a guideline that failed its proof."""
+        guidelines = self._pool.state.guidelines
+        held = {name for candidate in proven for name in candidate.guidelines}
+        failed = {name for name, g in guidelines.items() if not g.stated and name not in held}
+        self.incumbents = list(dict.fromkeys(self._pool.fitted(c.without(failed)) for c in self.served))
+        missing = [c for c in self.incumbents if c not in proven]
+        found = await self.judge.gains([(c, self._train) for c in missing])
+        return proven | dict(zip(missing, found, strict=True))
 
     async def compare(self, gains: Gains) -> tuple[dict[str, float], list[Candidate]]:
         """The scores of generated replies by who made them, and the challengers that did not lose by them."""
