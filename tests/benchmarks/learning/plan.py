@@ -32,14 +32,14 @@ class Plan:
 
 ARMS = ("base", "last-k", "fast", "oracle")
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"users": 4, "preferences": (1,), "points": (0, 2, 5), "tests": 4, "shuffled": 2, "settle_seconds": 60.0},
+    "smoke": {"users": 4, "preferences": (1,), "points": (0, 2, 5), "tests": 4, "shuffled": 2, "settle_seconds": 30.0},
     "small": {
         "users": 12,
         "preferences": (1, 2),
         "points": POINTS,
         "tests": 10,
         "shuffled": 6,
-        "settle_seconds": 300.0,
+        "settle_seconds": 90.0,
     },
     "full": {
         "users": 36,
