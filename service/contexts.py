@@ -9,7 +9,7 @@ import orjson
 from service.domain.context import Context, choose, left_out
 from service.domain.events import Member
 from service.domain.fast_weights import FastWeights
-from service.domain.feedback import Message
+from service.domain.feedback import Message, last_user_text
 from service.domain.items import Exemplar, Prior
 from service.domain.population import draw, leading
 from service.recall import Recall
@@ -40,18 +40,12 @@ class Contexts:
 
     def __init__(self, tokens: Tokens, settings: Settings, recall: Recall) -> None:
         self._tokens = tokens
-        self._settings = settings
+        self._budget_tokens = settings.most_context_tokens
         self.recall = recall
-
-    @property
-    def budget_tokens(self) -> int:
-        """Most tokens that any context may take."""
-        share = int(self._settings.max_model_len * self._settings.context_budget_share)
-        return min(self._settings.context_budget_tokens, share)
 
     def standing(self, wanted: Wanted) -> Context:
         """What a chat is served with that leaves room for all of it: by the best member, with nothing recalled."""
-        return self._choose(wanted, leading(wanted.state, adapter=wanted.adapter), self.budget_tokens)
+        return self._choose(wanted, leading(wanted.state, adapter=wanted.adapter), self._budget_tokens)
 
     async def for_chat(self, wanted: Wanted, messages: Sequence[Message], *, room: int, seed: int | None) -> Context:
         """The context of one chat.
@@ -61,19 +55,18 @@ class Contexts:
             seed: the request's own; the same request with the same fast weights gets the same context.
         """
         member = draw(wanted.state, adapter=wanted.adapter, seed=request_seed(wanted, messages, seed))
-        budget = min(self.budget_tokens, room)
+        budget = min(self._budget_tokens, room)
         context = self._choose(wanted, member, budget)
         if not self._left_out(wanted, context, budget):
             return context
-        prompt = next((m.content or "" for m in reversed(messages) if m.role == "user"), "")
         similarity = await self.recall.similarities(
-            prompt, by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user
+            last_user_text(messages), by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user
         )
         return self._choose(wanted, member, budget, similarity) if similarity else context
 
     def prepare_recall(self, wanted: Wanted) -> None:
         """Begin to embed the exemplars of a user for whom not all of them fit; nobody waits for it."""
-        if self._left_out(wanted, self.standing(wanted), self.budget_tokens):
+        if self._left_out(wanted, self.standing(wanted), self._budget_tokens):
             self.recall.remember(by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user)
 
     def _left_out(self, wanted: Wanted, context: Context, budget: int) -> list[Exemplar]:

@@ -116,15 +116,15 @@ class OnnxEmbedder:
 
     def _compute(self, text: str) -> Vectors:
         """The mean of the tokens' last hidden states, at length 1, as sentence-transformers computes it."""
-        ids_1_T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
-        inputs = {
-            "input_ids": ids_1_T,
-            "attention_mask": np.ones_like(ids_1_T),
-            "token_type_ids": np.zeros_like(ids_1_T),
-        }
         try:
+            ids_1_T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+            inputs = {
+                "input_ids": ids_1_T,
+                "attention_mask": np.ones_like(ids_1_T),
+                "token_type_ids": np.zeros_like(ids_1_T),
+            }
             hidden_1_T_D = self._session.run(["last_hidden_state"], inputs)[0]
-        except Exception as error:  # onnxruntime's errors share no other class
+        except Exception as error:  # both libraries raise plain Exception
             raise EmbedderUnavailable(
                 f"The embedding model failed on a text of {len(text)} characters: {error}"
             ) from error

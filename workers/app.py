@@ -16,27 +16,18 @@ app = celery_app(settings)
 app.conf.update(
     imports=("workers.tasks",),
     beat_schedule={
-        "sweep": {
-            "task": SWEEP,
-            "schedule": settings.sweep_seconds,
-            # A sweep that waited until the next one is due has nothing of its own to do.
-            "options": {"queue": CONTROL_QUEUE, "expires": settings.sweep_seconds},
-        },
-        "archive": {
-            "task": ARCHIVE,
-            "schedule": settings.archive_seconds,
-            "options": {"queue": CONTROL_QUEUE, "expires": settings.archive_seconds},
-        },
-        "optimizations": {
-            "task": SEND_OPTIMIZATIONS,
-            "schedule": settings.optimize_tick_seconds,
-            "options": {"queue": CONTROL_QUEUE, "expires": settings.optimize_tick_seconds},
-        },
-        "cold-start": {
-            "task": COUNT_COLD_START,
-            "schedule": settings.cold_start_seconds,
-            "options": {"queue": CONTROL_QUEUE, "expires": settings.cold_start_seconds},
-        },
+        task.rpartition(".")[2]: {
+            "task": task,
+            "schedule": seconds,
+            # One that waited until the next is due has nothing of its own to do.
+            "options": {"queue": CONTROL_QUEUE, "expires": seconds},
+        }
+        for task, seconds in (
+            (SWEEP, settings.sweep_seconds),
+            (ARCHIVE, settings.archive_seconds),
+            (SEND_OPTIMIZATIONS, settings.optimize_tick_seconds),
+            (COUNT_COLD_START, settings.cold_start_seconds),
+        )
     },
 )
 

@@ -3,12 +3,15 @@
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from service.engine import VllmEngine
 from service.jobs import ARCHIVE, CONSOLIDATE, COUNT_COLD_START, OPTIMIZE, SEND_OPTIMIZATIONS, SWEEP, CeleryJobs
-from service.store import open_store
+from service.settings import Settings
+from service.store import Store, open_store
 from workers.app import app, settings
 from workers.archive import archive_logs
 from workers.cold_start import count_all
@@ -29,16 +32,34 @@ PATIENT = settings.model_copy(update={"redis_timeout_seconds": 30.0})
 PROMPT = settings.model_copy(update={"upstream_timeout_seconds": float(settings.optimize_limit_seconds)})
 
 
+@asynccontextmanager
+async def opened() -> AsyncIterator[Store]:
+    """The store, for one task."""
+    store = open_store(PATIENT)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def opened_with_engine(settings: Settings) -> AsyncIterator[tuple[Store, VllmEngine]]:
+    """The store and vLLM's client, for one task."""
+    engine = VllmEngine(settings)
+    async with opened() as store:
+        try:
+            yield store, engine
+        finally:
+            await engine.close()
+
+
 @app.task(name=SWEEP)
 def sweep() -> None:
     """Find due scopes and dead workers' jobs, and queue them."""
 
     async def run() -> None:
-        store = open_store(PATIENT)
-        try:
+        async with opened() as store:
             await run_sweep(store, CeleryJobs(settings), settings, now=time.time(), unique=lambda: uuid.uuid4().hex)
-        finally:
-            await store.close()
 
     asyncio.run(run())
 
@@ -48,11 +69,8 @@ def archive() -> None:
     """Move the oldest events of long logs into files."""
 
     async def run() -> None:
-        store = open_store(PATIENT)
-        try:
+        async with opened() as store:
             await archive_logs(store, settings)
-        finally:
-            await store.close()
 
     asyncio.run(run())
 
@@ -62,11 +80,8 @@ def count_cold_start() -> None:
     """Count what users have in common, where their tenant has opted in."""
 
     async def run() -> None:
-        store = open_store(PATIENT)
-        try:
+        async with opened() as store:
             await count_all(store, settings)
-        finally:
-            await store.close()
 
     asyncio.run(run())
 
@@ -76,11 +91,8 @@ def send_optimizations() -> None:
     """Queue an optimization for each user whose time has come."""
 
     async def run() -> None:
-        store = open_store(PATIENT)
-        try:
+        async with opened() as store:
             await send_due(store, CeleryJobs(settings), now=time.time())
-        finally:
-            await store.close()
 
     asyncio.run(run())
 
@@ -91,13 +103,9 @@ def optimize_context(tenant: str, user: str) -> None:
     from workers.context_search.world import optimizing
 
     async def run() -> None:
-        store, engine = open_store(PATIENT), VllmEngine(PROMPT)
-        try:
+        async with opened_with_engine(PROMPT) as (store, engine):
             optimizer = optimizing(store, engine, tokens=_tokens(), embedder=_embedder, settings=settings)
             await optimizer.optimize(tenant=tenant, user=user)
-        finally:
-            await engine.close()
-            await store.close()
 
     asyncio.run(run())
 
@@ -122,12 +130,8 @@ def consolidate(job_id: str) -> None:
     """Do one consolidation job to its end."""
 
     async def run() -> None:
-        store, engine = open_store(PATIENT), VllmEngine(settings)
-        try:
+        async with opened_with_engine(settings) as (store, engine):
             await run_job(job_id, store=store, engine=engine, settings=settings, consolidate=_consolidate)
-        finally:
-            await engine.close()
-            await store.close()
 
     asyncio.run(run())
 

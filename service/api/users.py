@@ -107,7 +107,7 @@ async def _context_reply(serving: Serving, state: ChatState, *, tenant: str, use
         revision=own.revision,
         adapter=adapter,
         tokens=chosen.tokens,
-        budget_tokens=serving.contexts.budget_tokens,
+        budget_tokens=serving.settings.most_context_tokens,
         items=item_views(own, chosen=frozenset(chosen.items), absorbed=absorbed, priors=priors),
         population=population_view(own, adapter=adapter),
         optimizing=await serving.store.optimizations.pending(tenant=tenant, user=user),

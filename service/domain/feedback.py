@@ -6,7 +6,7 @@ what the user now says of that interaction. An *event* is one entry of the user'
 snapshot of the interaction, so that the log can be folded and trained on after the interaction itself has expired.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,6 +35,11 @@ class Message(Frozen):
 
     role: str
     content: str | None = None
+
+
+def last_user_text(messages: Sequence[Message]) -> str:
+    """The text of the last user message, empty if there is none."""
+    return next((m.content or "" for m in reversed(messages) if m.role == "user"), "")
 
 
 class VersionTuple(Frozen):
@@ -100,7 +105,7 @@ class Interaction(Frozen):
 
     def last_user_text(self) -> str:
         """The text of the last user message, empty if there is none."""
-        return next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
+        return last_user_text(self.messages)
 
     def pair(self) -> tuple[str, str] | None:
         """(wanted, unwanted) reply by the standing signals: a correction first, else a preference; None without either."""

@@ -159,9 +159,7 @@ async def test_a_scorer_that_fails_leaves_the_last_population_and_is_asked_again
     assert await store.optimizations.due(now=1000.0 + seconds) == [("acme", "alice")]
 
 
-async def test_a_search_that_breaks_is_counted_and_not_tried_again_at_every_tick(
-    store: Store, settings: Settings
-) -> None:
+async def test_a_search_that_breaks_is_counted_and_tried_again_much_later(store: Store, settings: Settings) -> None:
     class Broken(PlantedScorer):
         async def score(self, model, items):
             raise KeyError("a mistake of ours")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.domain.fast_weights import FastWeights
-from service.domain.feedback import Frozen, Interaction, Message
+from service.domain.feedback import Frozen, Interaction, Message, last_user_text
 from service.errors import JobFailed
 from workers.consolidation.work import UserLog, Work
 
@@ -54,8 +54,7 @@ class Example(Frozen):
     @property
     def prompt(self) -> str:
         """The last user message, as the split knows it: case and spacing don't make another prompt."""
-        text = next((m.content or "" for m in reversed(self.messages) if m.role == "user"), "")
-        return " ".join(text.casefold().split())
+        return " ".join(last_user_text(self.messages).casefold().split())
 
 
 @dataclass(frozen=True)

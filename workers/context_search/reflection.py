@@ -7,6 +7,7 @@ import aiohttp
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from service.domain.comments import contradicts, guideline_text
+from service.domain.feedback import last_user_text
 from service.settings import Settings
 from workers.consolidation.dataset import Example
 from workers.context_search.candidates import Candidate, Pool
@@ -98,8 +99,7 @@ class Reflection:
 
 def shown(example: Example) -> dict[str, str]:
     """An example as the model sees it."""
-    asked = next((m.content or "" for m in reversed(example.messages) if m.role == "user"), "")
-    record = {"The user asked": _cut(asked)}
+    record = {"The user asked": _cut(last_user_text(example.messages))}
     if example.rejected is not None:
         return record | {"They did not want": _cut(example.rejected), "They wanted": _cut(example.reply)}
     liked = "They liked" if example.rating > 0 else "They disliked"

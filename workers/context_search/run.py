@@ -82,7 +82,7 @@ class Optimizing:
         except StoreUnavailable:
             raise
         except Exception:
-            # Its contexts still serve; at every tick again it would only keep vLLM busy.
+            # Its contexts still serve; every minute again it would only keep vLLM busy.
             log.exception("the contexts of %s stay as they are", user)
             await queue.ask_for(tenant=tenant, user=user, at=self._clock() + REFUSED_SECONDS)
             outcome = "failed"
