@@ -5,8 +5,26 @@ import math
 import pytest
 import torch
 
-from workers.consolidation.divergence import kl_base_adapter_nats, kl_of_states, summarize, t95
-from workers.consolidation.objective import MARGIN_NATS, NLL_WEIGHT, next_beta, pair_loss, rate_loss
+from workers.consolidation.divergence import (
+    kl_adapter_base_nats,
+    kl_base_adapter_nats,
+    kl_of_states,
+    reverse_kl_of_states,
+    summarize,
+    t95,
+)
+from workers.consolidation.objective import (
+    CREDIT_CAP_NATS,
+    MARGIN_NATS,
+    NLL_WEIGHT,
+    distill_kl,
+    hindsight_advantages,
+    hindsight_loss,
+    next_beta,
+    pair_loss,
+    rate_loss,
+    signal_weights,
+)
 
 
 def test_kl_of_two_tokens_is_as_worked_out_by_hand():
@@ -39,6 +57,74 @@ def test_chunks_give_the_same_divergence_and_gradient_as_all_tokens_at_once():
     (gradient,) = torch.autograd.grad(chunked.sum(), states)
     assert torch.allclose(chunked, whole, atol=1e-6)
     assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+def test_reverse_kl_of_two_tokens_is_as_worked_out_by_hand():
+    base = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+    adapter = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
+    by_hand = [
+        0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5),
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1),
+    ]
+    assert kl_adapter_base_nats(base, adapter).tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_the_gradient_of_reverse_kl_is_as_worked_out_by_hand():
+    # d/dz_v of sum p (log p - log q) is p_v * (log p_v - log q_v - KL).
+    base, logits = torch.tensor([[0.9, 0.1]]).log(), torch.zeros(1, 2, requires_grad=True)
+    kl = kl_adapter_base_nats(base, logits)
+    kl.sum().backward()
+    by_hand = [0.5 * (math.log(0.5 / q) - kl.item()) for q in (0.9, 0.1)]
+    assert logits.grad[0].tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_chunks_give_the_same_reverse_divergence_and_a_gradient_in_the_student_alone():
+    generator = torch.Generator().manual_seed(0)
+    teacher, student, head = (torch.randn(n, 4, generator=generator) for n in (600, 600, 11))
+    teacher.requires_grad_()
+    student.requires_grad_()
+    whole = kl_adapter_base_nats(teacher @ head.T, student @ head.T)
+    (expected,) = torch.autograd.grad(whole.sum(), student)
+    chunked = reverse_kl_of_states(teacher, student, head)
+    chunked.sum().backward()
+    assert torch.allclose(chunked, whole, atol=1e-6)
+    assert torch.allclose(student.grad, expected, atol=1e-6)
+    assert teacher.grad is None
+
+
+def test_states_of_another_number_of_tokens_are_refused():
+    head = torch.ones(5, 4)
+    for kl in (kl_of_states, reverse_kl_of_states):
+        with pytest.raises(ValueError, match="shapes"):
+            kl(torch.ones(1, 4), torch.ones(3, 4), head)
+
+
+def test_distillation_is_the_mean_over_each_replys_tokens():
+    # The head is the identity, so states are logits.
+    teacher, student = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.9, 0.1]]).log(), torch.zeros(3, 2)
+    kl = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    found = distill_kl(
+        teacher_states_N_D=teacher,
+        student_states_N_D=student,
+        head_V_D=torch.eye(2),
+        reply_N=torch.tensor([0, 0, 1]),
+        replies=2,
+    )
+    assert found.tolist() == pytest.approx([kl / 2, kl], abs=1e-6)
+
+
+def test_a_student_that_follows_the_distillation_ends_at_its_teacher():
+    generator = torch.Generator().manual_seed(0)
+    teacher, head = torch.randn(6, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    student = torch.zeros(6, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([student], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = reverse_kl_of_states(teacher, student, head).mean()
+        loss.backward()
+        optimizer.step()
+    both = [(states @ head.T).softmax(dim=1) for states in (student, teacher)]
+    assert torch.allclose(*both, atol=0.01)
 
 
 def test_the_bound_over_anchors_is_students():
@@ -101,6 +187,70 @@ def test_a_rating_pulls_its_reply_only_beyond_what_all_replies_get():
     rate_loss(h, torch.tensor([1.0]), mismatched).sum().backward()
     assert h.grad.item() == pytest.approx(-5 / 4)
     assert mismatched.grad is None
+
+
+def test_a_comments_credit_is_what_it_changes_beyond_the_replys_mean():
+    reply = torch.tensor([0, 0, 0, 1, 1])
+    plain = torch.tensor([-1.0, -2.0, -3.0, -1.0, -1.0])
+    # The comment makes the first reply likelier as a whole, its last token not; the second it changes all over alike.
+    said = plain + torch.tensor([0.5, 0.5, -0.4, -2.0, -2.0])
+    found = hindsight_advantages(said, plain, reply, 2)
+    assert found.tolist() == pytest.approx([0.3, 0.3, -0.6, 0.0, 0.0], abs=1e-6)
+
+
+def test_one_odd_token_has_no_more_than_the_most_credit():
+    change = torch.tensor([9.0, 0.0, 0.0])
+    found = hindsight_advantages(change, torch.zeros(3), torch.zeros(3, dtype=torch.long), 1)
+    assert found.tolist() == pytest.approx([CREDIT_CAP_NATS, -CREDIT_CAP_NATS, -CREDIT_CAP_NATS])
+
+
+def test_credit_of_other_tokens_is_refused():
+    with pytest.raises(ValueError, match="3 tokens with the comment and 2"):
+        hindsight_advantages(torch.zeros(3), torch.zeros(2), torch.zeros(2, dtype=torch.long), 1)
+
+
+def test_credit_is_paid_as_a_mean_over_each_reply():
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    advantages, reply = torch.tensor([0.5, -0.5, 1.0]), torch.tensor([0, 0, 1])
+    losses = hindsight_loss(logprobs, advantages, reply, 2)
+    losses.sum().backward()
+    assert losses.tolist() == pytest.approx([(0.5 * 1.0 - 0.5 * 2.0) / 2, 3.0])
+    assert logprobs.grad.tolist() == pytest.approx([-0.25, 0.25, -1.0])
+
+
+def test_with_a_reference_blame_ends_where_its_token_has_become_unlikely():
+    blame, reply = torch.tensor([-1.0]), torch.tensor([0])
+    pushes = []
+    for logprob in (-1.0, -4.0):
+        now = torch.tensor([logprob], requires_grad=True)
+        hindsight_loss(now, blame, reply, 1, reference_N=torch.tensor([-1.0])).sum().backward()
+        pushes.append(now.grad.item())
+    assert pushes == pytest.approx([1.0, math.exp(-3.0)])
+
+
+def test_a_kind_of_signal_alone_counts_one():
+    assert signal_weights({"rating": 1}) == pytest.approx({"rating": 1.0})
+    assert signal_weights({"correction": 50, "rating": 0}) == pytest.approx({"correction": 1.0, "rating": 0.0})
+
+
+def test_signals_weigh_as_worked_out_by_hand():
+    # n / (n + 4): a half and three quarters; over the 16 examples they are 11/16 on average.
+    expected = {"correction": 0.5 * 16 / 11, "rating": 0.75 * 16 / 11}
+    assert signal_weights({"correction": 4, "rating": 12}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("counts", [{"a": 1, "b": 30, "c": 7}, {"a": 5, "b": 5}, {"a": 1000, "b": 1}])
+def test_signal_weights_keep_the_size_of_the_loss_and_favour_what_there_is_much_of(counts):
+    weights = signal_weights(counts)
+    total = sum(counts.values())
+    assert sum(counts[kind] * weights[kind] for kind in counts) / total == pytest.approx(1.0)
+    assert sorted(counts, key=counts.get) == sorted(counts, key=weights.get)
+
+
+def test_no_signal_weighs_nothing_and_a_negative_count_is_refused():
+    assert signal_weights({"rating": 0}) == {"rating": 0.0}
+    with pytest.raises(ValueError, match="negative"):
+        signal_weights({"rating": -1})
 
 
 def test_beta_grows_over_the_target_and_shrinks_under_it():

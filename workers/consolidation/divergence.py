@@ -1,13 +1,14 @@
-"""How far an adapter moves the base model: forward KL, exact over the vocabulary.
+"""How far an adapter moves the base model: KL, exact over the vocabulary.
 
-KL(base || adapter) = sum over v of p_0(v) * (log p_0(v) - log p_theta(v)), in nats per token, at every token of frozen completions that
-the base itself sampled: the rise in cross-entropy on the base's own text (0.02 is 2 % of perplexity). No estimate of it from samples
-(k1, k3) is used: their gradients are not the gradient of KL.
+The budget is of the forward one, KL(base || adapter) = sum over v of p_0(v) * (log p_0(v) - log p_theta(v)), in nats per token, at every
+token of frozen completions that the base itself sampled: the rise in cross-entropy on the base's own text (0.02 is 2 % of perplexity). No
+estimate of it from samples (k1, k3) is used: their gradients are not the gradient of KL. The reverse one is for distillation.
 
 Letters: N tokens, V vocabulary, D width, A anchors.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,16 +24,49 @@ def kl_base_adapter_nats(base_logits_N_V: Tensor, logits_N_V: Tensor) -> Tensor:
     return (base_N_V.exp() * (base_N_V - logits_N_V.float().log_softmax(dim=1))).sum(dim=1)
 
 
+def kl_adapter_base_nats(base_logits_N_V: Tensor, logits_N_V: Tensor) -> Tensor:
+    """KL(adapter || base) of each token, float32, shape (N,): the reverse, where the adapter weighs the vocabulary.
+
+        sum over v of p_theta(v) * (log p_theta(v) - log p_0(v)), nats
+
+    Differentiable in the second argument. It is what distillation minimizes: the adapter is drawn to what the other finds likely and
+    away from what it does not, and need not cover all of it.
+    """
+    adapter_N_V = logits_N_V.float().log_softmax(dim=1)
+    return (adapter_N_V.exp() * (adapter_N_V - base_logits_N_V.float().log_softmax(dim=1))).sum(dim=1)
+
+
 def kl_of_states(base_states_N_D: Tensor, states_N_D: Tensor, head_V_D: Tensor) -> Tensor:
-    """The same from last hidden states, in chunks, so that logits of all tokens never exist at once. Shape (N,)."""
+    """KL(base || adapter) from last hidden states, in chunks, so that logits of all tokens never exist at once. Shape (N,).
 
-    def chunk(base_D: Tensor, states_D: Tensor) -> Tensor:
-        return kl_base_adapter_nats(base_D @ head_V_D.T, states_D @ head_V_D.T)
+    Raises:
+        ValueError: the two are not states of as many tokens.
+    """
+    return _in_chunks(kl_base_adapter_nats, base_states_N_D, states_N_D, head_V_D)
 
-    pairs = zip(base_states_N_D.split(CHUNK_TOKENS), states_N_D.split(CHUNK_TOKENS), strict=True)
+
+def reverse_kl_of_states(teacher_states_N_D: Tensor, student_states_N_D: Tensor, head_V_D: Tensor) -> Tensor:
+    """KL(student || teacher) of each token from last hidden states, nats, shape (N,); differentiable in the student alone.
+
+    Raises:
+        ValueError: the two are not states of as many tokens.
+    """
+    return _in_chunks(kl_adapter_base_nats, teacher_states_N_D.detach(), student_states_N_D, head_V_D)
+
+
+def _in_chunks(
+    kl: Callable[[Tensor, Tensor], Tensor], fixed_N_D: Tensor, states_N_D: Tensor, head_V_D: Tensor
+) -> Tensor:
+    if fixed_N_D.shape != states_N_D.shape:
+        raise ValueError(f"states of shapes {tuple(fixed_N_D.shape)} and {tuple(states_N_D.shape)}")
+
+    def chunk(fixed_D: Tensor, states_D: Tensor) -> Tensor:
+        return kl(fixed_D @ head_V_D.T, states_D @ head_V_D.T)
+
+    pairs = zip(fixed_N_D.split(CHUNK_TOKENS), states_N_D.split(CHUNK_TOKENS), strict=True)
     if not torch.is_grad_enabled() or len(states_N_D) <= CHUNK_TOKENS:
-        return torch.cat([chunk(b, s) for b, s in pairs])
-    return torch.cat([checkpoint(chunk, b, s, use_reentrant=False) for b, s in pairs])
+        return torch.cat([chunk(f, s) for f, s in pairs])
+    return torch.cat([checkpoint(chunk, f, s, use_reentrant=False) for f, s in pairs])
 
 
 def summarize(kl_A: Tensor, *, tokens: int, budget_nats: float) -> Divergence:
