@@ -27,6 +27,7 @@ from service.domain.feedback import Message
 from service.errors import JobFailed
 from workers.consolidation.base import Base
 from workers.consolidation.rows import Row, batches, pack
+from workers.consolidation.sampling import sample
 
 Kind = Literal["text", "chat"]
 Use = Literal["steer", "judge"]
@@ -119,12 +120,11 @@ def _generate(
     completions: dict[int, tuple[int, ...]] = {}
     order = sorted(range(len(prompt_rows)), key=lambda i: len(prompt_rows[i]))
     groups = [order[i : i + BATCH_PROMPTS] for i in range(0, len(order), BATCH_PROMPTS)]
-    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []), torch.inference_mode():
-        torch.manual_seed(SEED)
-        for done, group in enumerate(groups):
-            progress(done, 2 * len(groups))
-            sampled = _sample(base, [prompt_rows[i] for i in group])
-            completions.update(zip(group, sampled, strict=True))
+    for done, group in enumerate(groups):
+        progress(done, 2 * len(groups))
+        prompts_of = [prompt_rows[i] for i in group]
+        sampled = sample(base, prompts_of, max_new_tokens=COMPLETION_TOKENS, seeds=[SEED + i for i in group])
+        completions.update(zip(group, sampled, strict=True))
     rows = [Row(prompt, (completions[i],)) for i, prompt in enumerate(prompt_rows)]
     tensors: dict[str, Tensor] = {}
     for batch in batches(rows, [len(row) for row in rows], max_tokens=PASS_TOKENS):
@@ -136,30 +136,6 @@ def _generate(
             tensors[f"{i}.completion"] = torch.tensor(rows[i].replies[0])
             tensors[f"{i}.states"] = state.cpu().clone()
     return tensors
-
-
-def _sample(base: Base, group: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """One completion a prompt, each up to and with the end of turn."""
-    longest, end = max(map(len, group)), base.tokenizer.eos_token_id
-    ids = torch.tensor([[end] * (longest - len(p)) + list(p) for p in group], device=base.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in group], device=base.device)
-    output = base.model.generate(
-        ids,
-        attention_mask=mask,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_new_tokens=COMPLETION_TOKENS,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    return [_until(tokens, end) for tokens in output[:, longest:].tolist()]
-
-
-def _until(tokens: list[int], end: int) -> tuple[int, ...]:
-    return tuple(tokens[: tokens.index(end) + 1] if end in tokens else tokens)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from service.domain.slow_weights import NAME, AdapterVersion
 from service.errors import JobFailed
-from workers.consolidation.adapters import CONFIG, WEIGHTS
+from workers.consolidation.checkpoint import SUFFIX as CHECKPOINT
+from workers.consolidation.lora import CONFIG, WEIGHTS
 from workers.files import fsync
 
 PROVENANCE = "provenance.json"
@@ -99,14 +100,16 @@ def verify(folder: Path, version: AdapterVersion) -> None:
 
 
 def clean_orphans(store: Path, *, now: float) -> None:
-    """Remove folders that killed workers left behind.
+    """Remove folders and checkpoints that killed workers left behind.
 
     Args:
         now: seconds since the epoch.
     """
-    for folder in store.glob(f"{ASIDE}*"):
-        if now - folder.stat().st_mtime > ORPHAN_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+    for path in (*store.glob(f"{ASIDE}*"), *store.glob(f".*{CHECKPOINT}*")):
+        # Another worker may just be removing it.
+        with suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > ORPHAN_SECONDS:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _published_before(target: Path, version: AdapterVersion) -> Path:

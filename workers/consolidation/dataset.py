@@ -1,8 +1,7 @@
 """From logs to examples: what is usable, what trains, what is held out to judge.
 
-The split is by prompt: feedback on one prompt, be it of many interactions, is on one side. A prompt's side comes from its hash, so it
-stays where it is from one version to the next, and a version is never judged by what its parent was trained on. Only where that leaves
-too little to judge are prompts moved.
+The split is by time and by prompt: the newest feedback judges, because it is what the user wants now; feedback on one prompt, be it of
+many interactions, is on one side. Only what is past the watermark judges, so no version is judged by what its parent was trained on.
 """
 
 import hashlib
@@ -12,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from service.domain.comments import guideline_text
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Frozen, Interaction, Message, last_user_text
 from service.errors import JobFailed
 from workers.consolidation.work import UserLog, Work
 
+# Of the new feedback.
 HELDOUT_SHARE = 0.25
 # Fewer say nothing; two are still weak, and the report gives the count.
 MIN_HELDOUT = 2
@@ -27,13 +28,13 @@ REPLAY_PER_NEW = 0.5
 # In a cohort or the whole tenant nobody has more than twice an equal share, so that one user can't steer the adapter.
 SHARE_OF_EQUAL = 2.0
 
-Kind = Literal["correction", "preference", "rating"]
+Kind = Literal["correction", "preference", "rating", "comment"]
 
 
 class Example(Frozen):
     """One interaction's feedback as something to learn.
 
-    A correction or preference has a `rejected` reply; a rating has only the reply that was rated.
+    A correction or preference has a `rejected` reply; a rating or a comment has only the reply that it is of.
     """
 
     id: str
@@ -44,12 +45,19 @@ class Example(Frozen):
     reply: str
     rejected: str | None = None
     rating: float = 1.0
-    """In [-1, 1] and not 0."""
+    """In [-1, 1]; 0 only of a comment alone."""
+    comment: str | None = None
+    """What was said of the reply, where that says what to do and there is no pair that shows it."""
     reply_ended: bool = True
     """Whether the reply ended by itself, so that its end is part of what is learnt."""
     rejected_ended: bool = True
     new: bool = True
     """Past the watermark; the others are replay."""
+
+    @property
+    def judges(self) -> bool:
+        """Whether a margin can be measured on it: a comment alone says nothing of how likely its reply should be."""
+        return self.kind != "comment"
 
     @property
     def prompt(self) -> str:
@@ -84,10 +92,11 @@ def build(work: Work, *, min_examples: int, max_train: int) -> Dataset:
     if len(examples) < min_examples or new == 0:
         raise JobFailed(f"too little data: {found}; at least {min_examples} are needed, and one new")
     train, heldout = split(examples)
-    if not train or not heldout:
-        raise JobFailed(f"too little data: {found}, and all on one prompt; at least two prompts are needed to judge")
-    if not any(example.new for example in train):
-        raise JobFailed(f"too little data: {found}, and what is new is held out to judge")
+    if not heldout:
+        raise JobFailed(
+            f"too little data: {found}, and nothing of it can be held out to judge by: that takes ratings, corrections or "
+            "preferences on two new prompts"
+        )
     return Dataset(train=mix(train, max_train, salt=work.number), heldout=heldout[-MAX_HELDOUT:], dropped=dropped)
 
 
@@ -100,7 +109,7 @@ def usable(user: str, log: UserLog, dropped: Counter[str]) -> list[Example]:
         if isinstance(example, str):
             dropped[example] += 1
             continue
-        key = (example.messages, example.reply, example.rejected, example.rating)
+        key = (example.messages, example.reply, example.rejected, example.rating, example.comment)
         if examples.pop(key, None):
             dropped["said twice"] += 1
         examples[key] = example
@@ -113,8 +122,8 @@ def example_of(interaction: Interaction, *, user: str, new: bool) -> Example | s
     replies = (interaction.reply,) if pair is None else pair
     if not interaction.last_user_text().strip():
         return "no user message"
-    if pair is None and not interaction.signals.stated_rating():
-        return "a comment alone" if interaction.signals.comment else "no signal to learn from"
+    if pair is None and not interaction.signals.stated_rating() and _telling_comment(interaction) is None:
+        return "no signal to learn from"
     if not all(reply.strip() for reply in replies):
         return "an empty reply"
     if pair is not None and pair[0].strip() == pair[1].strip():
@@ -128,11 +137,13 @@ def _example(interaction: Interaction, pair: tuple[str, str] | None, *, user: st
     served_ended = interaction.finish_reason != "length"
     common = {"id": interaction.id, "user": user, "messages": interaction.messages, "new": new}
     if pair is None:
+        rating = signals.stated_rating() or 0.0
         return Example(
             **common,
-            kind="rating",
+            kind="rating" if rating else "comment",
             reply=interaction.reply,
-            rating=signals.stated_rating() or 0.0,
+            rating=rating,
+            comment=_telling_comment(interaction),
             reply_ended=served_ended,
         )
     served_is_wanted = signals.correction is None and pair[0] == interaction.reply
@@ -146,23 +157,34 @@ def _example(interaction: Interaction, pair: tuple[str, str] | None, *, user: st
     )
 
 
-def split(examples: Sequence[Example], *, share: float = HELDOUT_SHARE) -> tuple[list[Example], list[Example]]:
-    """(training, held-out), each in the order given; no prompt is on both sides. About `share` of the prompts are held out.
+def _telling_comment(interaction: Interaction) -> str | None:
+    """What the comment asks for; None where it is praise or blame alone, which counts as a rating."""
+    comment = interaction.signals.comment
+    return guideline_text(comment) if comment else None
 
-    At least `MIN_HELDOUT` examples are held out where there are twice as many (else one), and at least as many are left to train on.
+
+def split(examples: Sequence[Example], *, share: float = HELDOUT_SHARE) -> tuple[list[Example], list[Example]]:
+    """(training, held-out), each in the order given, oldest first; no prompt is on both sides.
+
+    The newest prompts are held out, so many that they have about `share` of the new examples, and at least `MIN_HELDOUT` where that leaves
+    as many to train on. What was spoken of before the watermark, or can't judge, is never held out.
     """
-    sizes = Counter(example.prompt for example in examples)
-    places = {prompt: _place(prompt) for prompt in sizes}
-    order = sorted(sizes, key=lambda prompt: (places[prompt], prompt))
-    wanted = MIN_HELDOUT if len(examples) >= 2 * MIN_HELDOUT else 1
+    new = [example for example in examples if example.new]
+    most = len(new) // 2
+    wanted = min(max(round(share * len(new)), MIN_HELDOUT), most)
+    old_prompts = {example.prompt for example in examples if not example.new}
+    by_prompt: dict[str, list[Example]] = {}
+    for example in reversed(new):
+        by_prompt.setdefault(example.prompt, []).append(example)
     heldout: set[str] = set()
     count = 0
-    for prompt in order:
-        by_hash = places[prompt] < share
-        room = count + sizes[prompt] <= max(len(examples) // 2, 1)
-        if room and (by_hash or count < wanted):
+    for prompt, group in by_prompt.items():
+        if count >= wanted:
+            break
+        can_judge = prompt not in old_prompts and all(example.judges for example in group)
+        if can_judge and count + len(group) <= most:
             heldout.add(prompt)
-            count += sizes[prompt]
+            count += len(group)
     return [e for e in examples if e.prompt not in heldout], [e for e in examples if e.prompt in heldout]
 
 

@@ -1,12 +1,13 @@
-"""Examples as rows of tokens: each with its user's context before the conversation, and without."""
+"""Examples as rows of tokens: each with its user's context before the conversation, without, and with what was said of the reply."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.domain.context import choose, render
+from service.domain.context import Context, choose, render
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message
+from service.domain.items import Guideline
 from service.domain.population import leading
 from workers.consolidation.base import Base, TemplateRefused
 from workers.consolidation.dataset import Example, without_own
@@ -18,6 +19,8 @@ MAX_REPLY_TOKENS = 256
 # Two or three short exemplars. The student sees a context half of the time; a full one would triple the time of such a step.
 TRAIN_CONTEXT_TOKENS = 128
 
+Replies = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -27,6 +30,10 @@ class Prepared:
     alone: Row
     with_context: Row | None
     """None where the user has no context for this example, or it does not fit."""
+    full_context: Row | None = None
+    """With a context as long as chats have, for what is computed without gradient; None where that is not asked for either."""
+    with_comment: Row | None = None
+    """The reply alone, as if its comment had been known before; None where there is no comment that says anything."""
 
     def row(self, *, context: bool) -> Row:
         return self.with_context if context and self.with_context is not None else self.alone
@@ -38,6 +45,7 @@ def prepare(
     fast_weights: dict[str, FastWeights],
     *,
     budget_tokens: int,
+    full_tokens: int = 0,
     dropped: Counter[str],
 ) -> list[Prepared]:
     """Encode examples in their order; `dropped` counts those that the chat template refuses or that are too long.
@@ -45,7 +53,13 @@ def prepare(
     Args:
         fast_weights: by user.
         budget_tokens: most tokens of a context.
+        full_tokens: likewise of the full one; 0 for none.
     """
+
+    def row(example: Example, encoded: Replies, tokens: int) -> Row | None:
+        state = fast_weights.get(example.user, FastWeights())
+        return context_row(base, example, state, encoded, absorbed=frozenset(), budget_tokens=tokens)
+
     replies = [_replies(base, example, _mismatched(examples, i)) for i, example in enumerate(examples)]
     prepared = []
     for example, encoded in zip(examples, replies, strict=True):
@@ -53,9 +67,15 @@ def prepare(
         if alone is None:
             dropped["a conversation too long or refused by the chat template"] += 1
             continue
-        state = fast_weights.get(example.user, FastWeights())
-        with_context = context_row(base, example, state, encoded, absorbed=frozenset(), budget_tokens=budget_tokens)
-        prepared.append(Prepared(example=example, alone=Row(alone, encoded), with_context=with_context))
+        prepared.append(
+            Prepared(
+                example=example,
+                alone=Row(alone, encoded),
+                with_context=row(example, encoded, budget_tokens),
+                full_context=row(example, encoded, full_tokens) if full_tokens else None,
+                with_comment=_comment_row(base, example, encoded[0]),
+            )
+        )
     return prepared
 
 
@@ -63,7 +83,7 @@ def context_row(
     base: Base,
     example: Example,
     state: FastWeights,
-    replies: tuple[tuple[int, ...], ...],
+    replies: Replies,
     *,
     absorbed: frozenset[str],
     budget_tokens: int,
@@ -81,6 +101,14 @@ def context_row(
         return None
     prompt = _prompt(base, render(context, example.messages), shorten=False)
     return None if prompt is None else Row(prompt, replies)
+
+
+def _comment_row(base: Base, example: Example, reply: tuple[int, ...]) -> Row | None:
+    if example.comment is None:
+        return None
+    said = Context(guidelines=(Guideline(id="comment", text=example.comment),))
+    prompt = _prompt(base, render(said, example.messages), shorten=False)
+    return None if prompt is None else Row(prompt, (reply,))
 
 
 def _prompt(base: Base, messages: Sequence[Message], *, shorten: bool = True) -> tuple[int, ...] | None:
@@ -101,7 +129,7 @@ def _prompt(base: Base, messages: Sequence[Message], *, shorten: bool = True) ->
     return None
 
 
-def _replies(base: Base, example: Example, other: Example | None) -> tuple[tuple[int, ...], ...]:
+def _replies(base: Base, example: Example, other: Example | None) -> Replies:
     reply = _reply(base, example.reply, ended=example.reply_ended)
     if example.rejected is not None:
         return (reply, _reply(base, example.rejected, ended=example.rejected_ended))

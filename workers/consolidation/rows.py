@@ -8,7 +8,7 @@ Letters: B rows, T tokens of the longest row, N reply tokens of all rows, R repl
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -53,6 +53,21 @@ class Packed:
         )
         sums_R = torch.zeros(self.replies, device=values_N.device, dtype=values_N.dtype)
         return sums_R.index_add(0, self.reply_N, values_N) / counts_R
+
+    def part(self, replies: Sequence[int]) -> "tuple[Packed, Tensor]":
+        """These replies alone, numbered from 0 in their order in the rows, and where their tokens are among all N."""
+        number_R = torch.full((self.replies,), -1, device=self.reply_N.device)
+        number_R[list(replies)] = torch.arange(len(replies), device=self.reply_N.device)
+        of_N = number_R[self.reply_N]
+        tokens_M = (of_N >= 0).nonzero()[:, 0]
+        some = replace(
+            self,
+            at_N=self.at_N[tokens_M],
+            target_N=self.target_N[tokens_M],
+            reply_N=of_N[tokens_M],
+            replies=len(replies),
+        )
+        return some, tokens_M
 
 
 def pack(rows: Sequence[Row], *, device: torch.device) -> Packed:

@@ -1,201 +1,219 @@
-"""Trains the adapter: AdamW on the objective, under two adaptive KL coefficients, a fixed number of steps, seeded."""
+"""Trains the adapters of many scopes side by side in one stack: each its own objective, KL coefficients, learning rate and end.
 
+A step takes one step of every scope that is still in training: their rows are packed together by length, whoever's they are, in passes
+that fit the memory. The sum of their losses is differentiated once; a slot's gradient is of its own scope alone, so it is clipped,
+checked and applied by itself.
+"""
+
+import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from service.errors import JobFailed
 from service.settings import Settings
-from workers.consolidation.adapters import Adapters
-from workers.consolidation.anchors import KINDS, PASS_TOKENS, Anchor, Anchors, Kind
+from workers.consolidation.adamw import SlotAdamW, clipped
+from workers.consolidation.anchors import KINDS, Kind
 from workers.consolidation.base import Base
-from workers.consolidation.divergence import kl_of_states
-from workers.consolidation.objective import next_beta, pair_loss, rate_loss
-from workers.consolidation.prepare import Prepared
+from workers.consolidation.checkpoint import Checkpoints
+from workers.consolidation.distillation import draw_samples, helps
+from workers.consolidation.learner import ANCHORS_PER_STEP, Learner, Step
+from workers.consolidation.lora import LoraStack
+from workers.consolidation.objective import hindsight_advantages
 from workers.consolidation.rows import Row, batches, pack, token_logprobs
+from workers.consolidation.scoring import reply_logprobs
+from workers.consolidation.terms import Anchored, Hindsight, Item, Judged, losses
+from workers.consolidation.work import LeaseLost
 
-# The student sees the context half of the time and must do without it otherwise (facts of FST: co-adaptation, internalization).
-CONTEXT_PROBABILITY = 0.5
-# Anchors of each kind in a step. Their KL is noisy at this number, hence the smoothing below.
-ANCHORS_PER_STEP = 2
-KL_SMOOTHING = 0.6
-# Drift on anchors that training never saw is about that on those it did (measured: each of 48 is seen once or twice). The rest of the
-# budget is for the bound over anchors; what is still over is scaled down afterwards.
-TARGET_SHARE = 0.8
-# What KL of a whole budget costs at first, so that beta is larger where the budget is tighter. Adam's first steps go far and the KL term
-# takes them back; at more than twice this it took back most of what was learnt too (measured).
-BETA_START_NATS = 0.03
-WARMUP_STEPS = 4
+log = logging.getLogger(__name__)
+
 MAX_GRADIENT_NORM = 1.0
-# Adam's steps are bounded, so a loss this far over the first one means that the numbers have run away.
-EXPLODED = 50.0
-# Tokens with padding whose activations are held for the gradient at once: 1.5 MB each for the default model in float32.
-GRADIENT_TOKENS = 512
+# Tokens with padding whose activations are held for the gradient at once: 1.5 MB each for the default model in float32, so 0.8 GB on a
+# CPU; on a GPU a step of a dozen scopes, halved where that does not fit.
+CPU_GRADIENT_TOKENS = 512
+CUDA_GRADIENT_TOKENS = 16384
+# Larger models hold only each layer's input and compute the rest again: 7-8B then fit 80 GB.
+CHECKPOINTED_FROM_PARAMETERS = 1_000_000_000
+# A killed job goes on from its last checkpoint; samples are drawn anew at the same steps, so that it does exactly what it would have done.
+CHECKPOINT_STEPS = 5
 
-
-@dataclass(frozen=True)
-class Step:
-    """One step, as it is shown."""
-
-    step: int
-    loss: float
-    kl_nats: dict[Kind, float]
-    """Smoothed."""
-    beta: dict[Kind, float]
+OnStep = Callable[[str, Step], None]
 
 
 @dataclass
-class Trained:
-    """What the run was like."""
+class _Sums:
+    """One scope's sums over the passes of a step."""
 
-    losses: list[float] = field(default_factory=list)
-    tokens: int = 0
-    last: Step | None = None
+    loss: float
+    feedback: float
+    kl_nats: dict[Kind, float]
+    tokens: int
+    failure: JobFailed | None = None
 
 
 def train(
     base: Base,
-    adapters: Adapters,
-    examples: Sequence[Prepared],
-    anchors: Anchors,
+    stack: LoraStack,
+    learners: Sequence[Learner],
     *,
     settings: Settings,
-    on_step: Callable[[Step], None],
-) -> Trained:
-    """Train the adapter that is attached.
-
-    Raises:
-        JobFailed: the loss is not finite or has exploded; the step is named.
-    """
-    plan = schedule(len(examples), steps=settings.train_steps, batch=settings.train_batch, seed=settings.train_seed)
-    reference = _references(base, adapters, examples, plan)
-    budgets: dict[Kind, float] = {"text": settings.kl_text_budget_nats, "chat": settings.kl_chat_budget_nats}
-    steering = {kind: _cycle(anchors.of(kind, "steer"), settings.train_seed) for kind in KINDS}
-    parameters = adapters.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    beta: dict[Kind, float] = {kind: BETA_START_NATS / budgets[kind] for kind in KINDS}
-    smooth: dict[Kind, float] = {}
-    run = Trained()
-    for number, draws in enumerate(plan, start=1):
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * _shape(number, settings.train_steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss = _examples_backward(base, [(examples[i], seen) for i, seen in draws], reference, run)
-        for kind in KINDS:
-            kl = _anchors_backward(base, [next(steering[kind]) for _ in range(ANCHORS_PER_STEP)], beta[kind], run)
-            loss += beta[kind] * kl
-            smooth[kind] = KL_SMOOTHING * smooth.get(kind, kl) + (1 - KL_SMOOTHING) * kl
-        _check(loss, run.losses, number, settings.train_steps)
-        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM, error_if_nonfinite=False)
-        optimizer.step()
-        run.losses.append(loss)
-        run.last = Step(step=number, loss=loss, kl_nats=dict(smooth), beta=dict(beta))
-        on_step(run.last)
-        # A fresh adapter has no KL yet; answering that by a lower beta made it overshoot.
-        for kind in KINDS if number > WARMUP_STEPS else ():
-            beta[kind] = next_beta(beta[kind], kl_nats=smooth[kind], target_nats=TARGET_SHARE * budgets[kind])
-    return run
+    checkpoints: Checkpoints,
+    on_step: OnStep,
+) -> None:
+    """Train the learners' slots to the end of each. One that fails has its `failure` set, and the others go on."""
+    prepare_learners(base, learners)
+    optimizer = SlotAdamW(stack.weights_U_N)
+    for learner in learners:
+        checkpoints.resume(learner, stack, optimizer)
+    passes = Passes(base, stack, most_tokens=gradient_tokens(base, settings))
+    with activations_checkpointed(base):
+        while active := [learner for learner in learners if learner.going]:
+            draw_samples(base, stack, [x for x in active if x.distills and x.progress.step % CHECKPOINT_STEPS == 0])
+            _step(passes, active, optimizer, on_step)
+            for learner in active:
+                if learner.going and learner.progress.step % CHECKPOINT_STEPS == 0:
+                    checkpoints.save(learner, stack, optimizer)
 
 
-def schedule(count: int, *, steps: int, batch: int, seed: int) -> list[list[tuple[int, bool]]]:
-    """Per step, which examples, and whether each is seen with its context. Epochs are shuffled; every example comes equally often."""
-    chance = random.Random(seed)
-    waiting: list[int] = []
-    plan = []
-    for _ in range(steps):
-        draws = []
-        for _ in range(min(batch, count)):
-            if not waiting:
-                waiting = list(range(count))
-                chance.shuffle(waiting)
-            draws.append((waiting.pop(), chance.random() < CONTEXT_PROBABILITY))
-        plan.append(draws)
-    return plan
+def prepare_learners(base: Base, learners: Sequence[Learner]) -> None:
+    """What the base says of every row, once: references, hindsight credit, and whether contexts help."""
+    rows = list({row: None for learner in learners for row in learner.rows()})
+    references = dict(zip(rows, reply_logprobs(base, rows), strict=True))
+    for learner in learners:
+        learner.references = {row: references[row] for row in learner.rows()}
+        learner.hindsight = _hindsight(base, learner)
+        learner.distills = helps(base, learner)
 
 
-def reply_logprobs(base: Base, rows: Sequence[Row], *, max_tokens: int = PASS_TOKENS) -> list[Tensor]:
-    """Mean log-probability of each row's replies, nats per token, without gradient: one tensor a row."""
-    found: dict[int, Tensor] = {}
+def _hindsight(base: Base, learner: Learner) -> dict[Row, Hindsight]:
+    """What comments say of replies' tokens, by the rows that those are trained in."""
+    found = {}
+    for prepared in learner.examples:
+        if prepared.with_comment is None:
+            continue
+        said_N = _first_logprobs(base, prepared.with_comment)
+        plain_N = _first_logprobs(base, prepared.alone)
+        advantages_N = hindsight_advantages(said_N, plain_N, torch.zeros_like(plain_N, dtype=torch.long), 1)
+        found[prepared.alone] = Hindsight(advantages_N, plain_N)
+        if prepared.with_context is not None:
+            found[prepared.with_context] = Hindsight(advantages_N, _first_logprobs(base, prepared.with_context))
+    return found
+
+
+def _first_logprobs(base: Base, row: Row) -> torch.Tensor:
+    """The base's log-probabilities of a row's first reply, nats, shape (N,)."""
+    packed = pack([Row(row.prompt, row.replies[:1])], device=base.device)
     with torch.no_grad():
-        for batch in batches(rows, [len(row) for row in rows], max_tokens=max_tokens):
-            packed = pack([rows[i] for i in batch], device=base.device)
-            means_R = packed.mean_by_reply(token_logprobs(base.states(packed), base.head, packed.target_N))
-            found.update(zip(batch, means_R.split([len(rows[i].replies) for i in batch]), strict=True))
-    return [found[i] for i in range(len(rows))]
+        return token_logprobs(base.states(packed), base.head, packed.target_N)
 
 
-def _references(
-    base: Base, adapters: Adapters, examples: Sequence[Prepared], plan: list[list[tuple[int, bool]]]
-) -> dict[Row, Tensor]:
-    """The base's mean log-probabilities of every row that the plan comes to, computed once."""
-    rows = list({examples[i].row(context=seen): None for draws in plan for i, seen in draws})
-    with adapters.on(None):
-        return dict(zip(rows, reply_logprobs(base, rows), strict=True))
-
-
-def _examples_backward(
-    base: Base, draws: Sequence[tuple[Prepared, bool]], reference: dict[Row, Tensor], run: Trained
-) -> float:
-    """Adds the gradient of the mean loss of the examples; the loss. In passes of similar length that fit the memory."""
-    rows = [prepared.row(context=seen) for prepared, seen in draws]
-    total = 0.0
-    for batch in batches(rows, [len(row) for row in rows], max_tokens=GRADIENT_TOKENS):
-        packed = pack([rows[i] for i in batch], device=base.device)
-        means_E_2 = packed.mean_by_reply(token_logprobs(base.states(packed), base.head, packed.target_N)).view(-1, 2)
-        reference_E_2 = torch.stack([reference[rows[i]] for i in batch])
-        loss = _loss(means_E_2, reference_E_2, [draws[i][0] for i in batch]).sum() / len(rows)
-        loss.backward()
-        total += loss.item()
-        run.tokens += sum(len(rows[i]) for i in batch)
-    return total
-
-
-def _loss(means_E_2: Tensor, reference_E_2: Tensor, examples: Sequence[Prepared]) -> Tensor:
-    """Each example's loss by its kind, shape (E,)."""
-    h_E_2 = means_E_2 - reference_E_2
-    kinds = [prepared.example.kind for prepared in examples]
-    rated = torch.tensor([kind == "rating" for kind in kinds], device=h_E_2.device)
-    correction_E = torch.tensor([float(kind == "correction") for kind in kinds], device=h_E_2.device)
-    rating_E = torch.tensor([prepared.example.rating for prepared in examples], device=h_E_2.device)
-    losses_E = torch.zeros_like(h_E_2[:, 0])
-    if not rated.all():
-        pairs = h_E_2[~rated]
-        losses_E[~rated] = pair_loss(pairs[:, 0], pairs[:, 1], -means_E_2[~rated, 0], correction_E[~rated])
-    if rated.any():
-        losses_E[rated] = rate_loss(h_E_2[rated, 0], rating_E[rated], h_E_2[rated, 1])
-    return losses_E
-
-
-def _anchors_backward(base: Base, drawn: Sequence[Anchor], beta: float, run: Trained) -> float:
-    """Adds the gradient of beta times the anchors' mean KL; the KL."""
-    packed = pack([anchor.row for anchor in drawn], device=base.device)
-    base_states_N_D = torch.cat([anchor.base_states_N_D for anchor in drawn])
-    kl = packed.mean_by_reply(kl_of_states(base_states_N_D, base.states(packed), base.head)).mean()
-    (beta * kl).backward()
-    run.tokens += sum(len(anchor.row) for anchor in drawn)
-    return kl.item()
-
-
-def _cycle(anchors: Sequence[Anchor], seed: int) -> Iterator[Anchor]:
-    """The anchors over and over, in another order each time."""
-    chance = random.Random(seed)
-    while True:
-        yield from chance.sample(anchors, len(anchors))
-
-
-def _shape(step: int, steps: int) -> float:
-    """The learning rate's course: up over the first steps, then down in a straight line to a tenth."""
-    warm = min(step / WARMUP_STEPS, 1.0)
-    return warm * (1.0 - 0.9 * (step - 1) / max(steps - 1, 1))
-
-
-def _check(loss: float, losses: Sequence[float], step: int, steps: int) -> None:
-    if not math.isfinite(loss):
-        raise JobFailed(f"the loss is {loss} at step {step} of {steps}: try a lower FASTSLOW_LEARNING_RATE")
-    if losses and loss > EXPLODED * max(abs(losses[0]), 1.0):
-        raise JobFailed(
-            f"the loss exploded from {losses[0]:.3g} to {loss:.3g} at step {step} of {steps}: try a lower FASTSLOW_LEARNING_RATE"
+def _step(passes: "Passes", active: Sequence[Learner], optimizer: SlotAdamW, on_step: OnStep) -> None:
+    sums = passes.run([item for number, learner in enumerate(active) for item in learner.items(number)], len(active))
+    slots = [learner.slot for learner in active]
+    gradient_S_N = passes.stack.weights_U_N.grad[slots]
+    finite_S = gradient_S_N.isfinite().all(dim=1).tolist()
+    going = []
+    for number, (learner, of) in enumerate(zip(active, sums, strict=True)):
+        rate, loss = learner.rate, of.loss if finite_S[number] else math.nan
+        try:
+            if of.failure is not None:
+                raise of.failure
+            step = learner.took(loss=loss, feedback_loss=of.feedback, kl_nats=of.kl_nats, tokens=of.tokens)
+            on_step(learner.job, step)
+        except (JobFailed, LeaseLost) as error:
+            learner.failure = error
+            continue
+        going.append((number, rate))
+    if going:
+        numbers = [number for number, _ in going]
+        optimizer.step(
+            clipped(gradient_S_N[numbers], most=MAX_GRADIENT_NORM),
+            [slots[number] for number in numbers],
+            rates=[rate for _, rate in going],
+            steps=[active[number].progress.step for number in numbers],
         )
+
+
+class Passes:
+    """Forward and backward of a step's rows, in passes of similar length that fit the memory."""
+
+    def __init__(self, base: Base, stack: LoraStack, *, most_tokens: int) -> None:
+        self.base = base
+        self.stack = stack
+        self.most_tokens = most_tokens
+
+    def run(self, items: Sequence[Item], learners: int) -> list[_Sums]:
+        """Sets the gradient of all items' weighted losses; the sums by learner, with a failure where a row alone does not fit the memory."""
+        self.stack.weights_U_N.grad = torch.zeros_like(self.stack.weights_U_N)
+        sums = [_Sums(0.0, 0.0, dict.fromkeys(KINDS, 0.0), 0) for _ in range(learners)]
+        waiting = list(self._batches(items))
+        while waiting:
+            batch = waiting.pop()
+            try:
+                found = self._backward(batch)
+            except torch.OutOfMemoryError:
+                # The gradient is the last thing that a pass adds to, so nothing of it was added.
+                waiting += self._smaller(batch, sums)
+                continue
+            for item, loss in zip(batch, found, strict=True):
+                _book(sums[item.learner], item, loss)
+        return sums
+
+    def _smaller(self, batch: list[Item], sums: Sequence[_Sums]) -> list[list[Item]]:
+        """A pass that did not fit the memory as two, from now on so; of one row alone, its scope fails."""
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            tokens = len(batch[0].row)
+            sums[batch[0].learner].failure = JobFailed(f"a row of {tokens} tokens does not fit the device's memory")
+            return []
+        self.most_tokens = max(self.most_tokens // 2, 1)
+        log.warning("out of memory: passes of at most %d tokens from now on", self.most_tokens)
+        middle = len(batch) // 2
+        return [batch[:middle], batch[middle:]]
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        for batch in batches(items, [len(item.row) for item in items], max_tokens=self.most_tokens):
+            yield [items[i] for i in batch]
+
+    def _backward(self, batch: Sequence[Item]) -> list[float]:
+        packed = pack([item.row for item in batch], device=self.base.device)
+        slots = {item.slot for item in batch}
+        with self.stack.on(slots.pop() if len(slots) == 1 else [item.slot for item in batch]):
+            loss_I = losses(self.base, packed, self.base.states(packed), batch)
+            weight_I = torch.tensor([item.weight for item in batch], device=loss_I.device)
+            (loss_I * weight_I).sum().backward()
+        return loss_I.tolist()
+
+
+def _book(sums: _Sums, item: Item, loss: float) -> None:
+    sums.loss += item.weight * loss
+    sums.tokens += len(item.row)
+    if isinstance(item.task, Judged):
+        sums.feedback += item.weight * loss
+    elif isinstance(item.task, Anchored):
+        sums.kl_nats[item.task.kind] += loss / ANCHORS_PER_STEP
+
+
+def gradient_tokens(base: Base, settings: Settings) -> int:
+    """Most tokens of a pass with gradient."""
+    return settings.train_pass_tokens or (CUDA_GRADIENT_TOKENS if base.device.type == "cuda" else CPU_GRADIENT_TOKENS)
+
+
+@contextmanager
+def activations_checkpointed(base: Base) -> Iterator[None]:
+    """While inside, a large model computes its layers' activations again for the gradient instead of keeping them."""
+    if sum(p.numel() for p in base.model.parameters()) < CHECKPOINTED_FROM_PARAMETERS:
+        yield
+        return
+    # transformers looks at the training mode; a frozen base has nothing else that depends on it but dropout, which is zero in all families served.
+    base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.model.train()
+    try:
+        yield
+    finally:
+        base.model.eval()
+        base.model.gradient_checkpointing_disable()

@@ -1,12 +1,16 @@
-"""What a consolidation is given and what it hands back. Imports no torch, so that the queue's side can build and read it."""
+"""What a consolidation is given and what it hands back. Imports no torch, so that the queue's side can build and read it.
 
-from collections.abc import Callable, Iterable
+One process trains the adapters of several scopes side by side, so it takes several works and hands back an end for each.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Self
 
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Frozen, Interaction, latest_interactions
 from service.domain.slow_weights import AdapterVersion, Promote, Reject, Scope, TrainReport
+from service.errors import JobFailed
 
 Stage = Literal["data", "anchors", "train", "measure", "judge", "publish"]
 
@@ -24,9 +28,18 @@ class UserLog(Frozen):
     """Revision up to which the version in use has consolidated; 0 without one."""
     fast_weights: FastWeights = FastWeights()
     """The fold of the log at `head`."""
+    absorbed: frozenset[str] = frozenset()
+    """Items that the version which serves this user makes unnecessary, so that they are not rendered now."""
 
     @classmethod
-    def of(cls, events: Iterable[Event], *, watermark: int, fast_weights: FastWeights) -> Self:
+    def of(
+        cls,
+        events: Iterable[Event],
+        *,
+        watermark: int,
+        fast_weights: FastWeights,
+        absorbed: frozenset[str] = frozenset(),
+    ) -> Self:
         """From a user's events in the order of the log."""
         events = list(events)
         return cls(
@@ -35,6 +48,7 @@ class UserLog(Frozen):
             head=max((event.revision for event in events), default=watermark),
             watermark=watermark,
             fast_weights=fast_weights,
+            absorbed=absorbed,
         )
 
 
@@ -48,6 +62,12 @@ class Work(Frozen):
     """The new version's number."""
     parent: str = BASE
     """Name of the version in use, whose folder lies in the adapter store; `base` if none."""
+    pooled: str = BASE
+    """Of a user's scope, the version in use of their cohort, else of the whole tenant: what serves them without one of their own, and
+    what their first one starts from. `base` if there is none, and for other scopes."""
+    kl_text_budget_nats: float | None = None
+    """Of this scope, where an admin has set one; else the settings' apply."""
+    kl_chat_budget_nats: float | None = None
     created: float
     """Seconds since the epoch; becomes the version's `created`."""
     users: dict[str, UserLog]
@@ -68,7 +88,16 @@ class Progress(Frozen):
     """The larger of the two KL coefficients."""
 
 
-OnProgress = Callable[[Progress], None]
+class LeaseLost(Exception):
+    """Another worker has taken a job over, or Redis was away for longer than the lease: this one must write nothing more of it."""
+
+
+OnProgress = Callable[[str, Progress], None]
+"""Called with a job's id at each step of that job.
+
+Raises:
+    LeaseLost, JobFailed: this job must not go on; the others of the same process do.
+"""
 
 
 class Outcome(Frozen):
@@ -82,3 +111,9 @@ class Outcome(Frozen):
     def absorbed(self) -> tuple[str, ...]:
         """Ids of the context items that the new version makes unnecessary."""
         return self.report.absorbed
+
+
+Ends = dict[str, Outcome | JobFailed | LeaseLost]
+"""How each job of a process ended, by its id."""
+Consolidate = Callable[[Sequence[Work], OnProgress], Ends]
+"""Consolidates scopes side by side. A job that fails does not take the others along."""

@@ -1,0 +1,222 @@
+"""LoRA adapters side by side in the frozen base: many users' in one pass, each row of a batch with its own.
+
+    y = x W^T + (alpha / r) * (x A_u^T) B_u^T      for a row of slot u
+
+All adapters lie in one tensor, a row a slot, so that clipping, the optimizer, a checkpoint and the search for a scale are each one
+operation over slots. A slot's gradient is of its own rows' losses alone. Folders are PEFT's own format, as vLLM loads them.
+
+Letters: U slots, N numbers of one adapter, B rows of a batch, T tokens, D and O a layer's widths in and out, R rank.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from service.settings import Settings
+from workers.consolidation.base import Base
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+class OtherShape(ValueError):
+    """A folder holds an adapter that this stack has no room for: of a higher rank, or of other layers."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all adapters of a stack have in common."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...]
+    """Names of linear layers, by their last part."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_target_modules)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Of a PEFT folder.
+
+        Raises:
+            OSError, ValueError, KeyError: it has no config that could be read.
+        """
+        config = json.loads((folder / CONFIG).read_text())
+        return cls(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(sorted(config["target_modules"])))
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+class LoraStack:
+    """`slots` adapters of one shape in a base model. Make it by `attached`."""
+
+    def __init__(self, base: Base, shape: Shape, layers: Mapping[str, nn.Linear], *, slots: int, seed: int) -> None:
+        self.shape = shape
+        self.slots = slots
+        self._base = base
+        self._layers = layers
+        self._sizes = [size for layer in layers.values() for size in _sizes(layer, shape.rank)]
+        fresh_N = _fresh(layers, shape.rank, seed=seed)
+        self.weights_U_N = nn.Parameter(fresh_N.expand(slots, -1).contiguous().to(base.device))
+        self._active: _Active | None = None
+
+    @classmethod
+    @contextmanager
+    def attached(cls, base: Base, shape: Shape, *, slots: int = 1, seed: int = 0) -> Iterator[Self]:
+        """Puts fresh adapters, which change nothing yet, into the base; afterwards the base is as before, whatever happened."""
+        layers = {
+            name: module
+            for name, module in base.model.named_modules()
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in shape.targets
+        }
+        stack = cls(base, shape, layers, slots=slots, seed=seed)
+        for number, (name, layer) in enumerate(layers.items()):
+            _put(base.model, name, _StackedLinear(layer, stack, number))
+        try:
+            yield stack
+        finally:
+            for name, layer in layers.items():
+                _put(base.model, name, layer)
+
+    @contextmanager
+    def on(self, slots: int | Sequence[int] | None) -> Iterator[None]:
+        """While inside, the base computes with these adapters: one for all rows, one for each row, or none.
+
+        The backward pass of what is computed inside belongs inside too, where activations are computed again.
+        """
+        before = self._active
+        self._active = None if slots is None else self._activated(slots)
+        try:
+            yield
+        finally:
+            self._active = before
+
+    def export(self, slot: int, folder: Path, *, scale: float = 1.0) -> None:
+        """Write a slot as a PEFT folder that vLLM loads too, its B multiplied by `scale`."""
+        parts = iter(self.weights_U_N.detach()[slot].float().split(self._sizes))
+        tensors = {}
+        for name, layer in self._layers.items():
+            a, b = next(parts), next(parts)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a.view(-1, layer.in_features).cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = (
+                (b * scale).view(layer.out_features, -1).cpu().contiguous()
+            )
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config = LoraConfig(
+            r=self.shape.rank,
+            lora_alpha=self.shape.alpha,
+            target_modules=sorted(self.shape.targets),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self._base.name,
+            inference_mode=True,
+        ).to_dict()
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain))
+
+    def load(self, slot: int, folder: Path) -> None:
+        """Read a PEFT folder into a slot. One of a lower rank or another alpha computes the same as it did.
+
+        Raises:
+            OtherShape: of a higher rank, or other layers.
+            OSError, ValueError, SafetensorError: it can't be read.
+        """
+        found, tensors = Shape.read(folder), load_file(folder / WEIGHTS)
+        if found.rank > self.shape.rank or 2 * len(self._layers) != len(tensors):
+            raise OtherShape(f"{folder.name} has rank {found.rank} and {len(tensors)} matrices")
+        pieces = []
+        for name, layer in self._layers.items():
+            try:
+                a = tensors[f"base_model.model.{name}.lora_A.weight"].float()
+                b = tensors[f"base_model.model.{name}.lora_B.weight"].float()
+            except KeyError as error:
+                raise OtherShape(f"{folder.name} has no adapter for {name}") from error
+            spare = self.shape.rank - found.rank
+            pieces.append(functional.pad(a, (0, 0, 0, spare)).reshape(-1))
+            pieces.append(functional.pad(b * (found.scaling / self.shape.scaling), (0, spare)).reshape(-1))
+            if pieces[-2].numel() != self.shape.rank * layer.in_features:
+                raise OtherShape(f"{folder.name} is of another width at {name}")
+        with torch.no_grad():
+            self.weights_U_N[slot] = torch.cat(pieces)
+
+    def clear(self, slot: int) -> None:
+        """Make a slot change nothing."""
+        with torch.no_grad():
+            self.weights_U_N[slot] = 0.0
+
+    def added(self, y: Tensor, x: Tensor, number: int) -> Tensor:
+        """A layer's output with what the active adapters add to it, shape (B, T, O)."""
+        active = self._active
+        if active is None:
+            return y
+        a, b = active.parts[2 * number], active.parts[2 * number + 1]
+        if active.slots_B is None:
+            a_R_D, b_O_R = a.view(-1, x.shape[-1]).to(x.dtype), b.view(y.shape[-1], -1).to(x.dtype)
+            low = functional.linear(x, a_R_D).flatten(0, -2)
+            return torch.addmm(y.flatten(0, -2), low, b_O_R.T, alpha=self.shape.scaling).view_as(y)
+        a_B_R_D = a.view(len(a), -1, x.shape[-1])[active.slots_B].to(x.dtype)
+        b_B_O_R = b.view(len(b), y.shape[-1], -1)[active.slots_B].to(x.dtype)
+        return torch.baddbmm(y, x @ a_B_R_D.mT, b_B_O_R.mT, alpha=self.shape.scaling)
+
+    def _activated(self, slots: int | Sequence[int]) -> "_Active":
+        # One split for all layers: its gradient is one concatenation, where a view for each would be a whole tensor of zeros each.
+        if isinstance(slots, int):
+            return _Active(self.weights_U_N[slots].split(self._sizes), None)
+        return _Active(
+            self.weights_U_N.split(self._sizes, dim=1), torch.as_tensor(list(slots), device=self.weights_U_N.device)
+        )
+
+
+@dataclass(frozen=True)
+class _Active:
+    parts: tuple[Tensor, ...]
+    """A and B of each layer in turn, flat, of one slot or of all."""
+    slots_B: Tensor | None
+
+
+class _StackedLinear(nn.Module):
+    """A linear layer of the base with the stack's adapters beside it."""
+
+    def __init__(self, linear: nn.Linear, stack: LoraStack, number: int) -> None:
+        super().__init__()
+        self.linear = linear
+        # In a tuple, so that torch does not take the stack's weights for this module's own.
+        self._stack = (stack,)
+        self._number = number
+
+    def forward(self, x_B_T_D: Tensor) -> Tensor:
+        return self._stack[0].added(self.linear(x_B_T_D), x_B_T_D, self._number)
+
+
+def _sizes(layer: nn.Linear, rank: int) -> tuple[int, int]:
+    return rank * layer.in_features, layer.out_features * rank
+
+
+def _fresh(layers: Mapping[str, nn.Linear], rank: int, *, seed: int) -> Tensor:
+    """PEFT's own start, shape (N,): A uniform within 1/sqrt(D) (He et al. with a = sqrt 5), B zero, so that nothing changes yet."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = []
+    for layer in layers.values():
+        uniform = torch.rand(rank * layer.in_features, generator=generator) * 2 - 1
+        pieces += [uniform / layer.in_features**0.5, torch.zeros(layer.out_features * rank)]
+    return torch.cat(pieces)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _plain(value: object) -> object:
+    return sorted(value) if isinstance(value, set) else str(getattr(value, "value", value))
