@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from service.domain.feedback import BASE, Frozen
+from service.domain.measures import Ability, Difference, FrontierPoint, Generated, Handed, Price
 from service.errors import InvalidRequest
 
 NAME = re.compile(r"fs-[0-9a-f]{12}-[0-9]{4,}-[0-9a-f]{12}")
@@ -69,6 +70,10 @@ class Divergence(Frozen):
     anchors: int
     tokens: int
     budget_nats: float
+    base_loss_nats: float | None = None
+    """Mean loss of the base on the anchors' completions, which it sampled itself, nats per token."""
+    loss_nats: float | None = None
+    """The adapter's. The rise is what the KL is the expectation of."""
 
     @property
     def within(self) -> bool:
@@ -87,7 +92,22 @@ class Margins(Frozen):
     """The version in use (equal to base where there is none)."""
     candidate: float
     base_with_context: float | None = None
+    """With the whole context: with the three others of this kind it is the 2x2 of weights and context."""
     candidate_with_context: float | None = None
+    pooled: float | None = None
+    """The cohort's or the tenant's version that serves a user without one of their own."""
+    serving: float | None = None
+    """What serves now: the version in use, else the pooled one, else the base, with the context that it is served with."""
+    would_serve: float | None = None
+    """The candidate with the context that is left when what it absorbed is out."""
+    against_base: Difference | None = None
+    """The candidate less the base, without a context, example by example."""
+    against_current: Difference | None = None
+    """None where no version is in use."""
+    against_pooled: Difference | None = None
+    """None where none would serve instead."""
+    against_serving: Difference | None = None
+    """What would serve less what serves now, each with its context."""
 
 
 class TrainReport(Frozen):
@@ -105,8 +125,17 @@ class TrainReport(Frozen):
     margins: Margins
     absorbed: tuple[str, ...] = ()
     """Ids of context items whose absence costs nothing under the candidate."""
+    handed: tuple[Handed, ...] = ()
+    """What leaving out each item cost: the decision behind `absorbed`."""
     context_tokens_before: int = 0
     context_tokens_after: int = 0
+    frontier: tuple[FrontierPoint, ...] = ()
+    """Satisfaction against KL at quarters of the largest scale that fits the budgets."""
+    price: Price | None = None
+    ability: Ability | None = None
+    generated: Generated | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures should know, for people."""
     seconds: float
     stage_seconds: dict[str, float] = {}
     peak_memory_bytes: int = 0

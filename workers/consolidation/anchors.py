@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,6 +41,9 @@ BATCH_PROMPTS = 48
 # Tokens of one pass without gradient, with padding: activations stay small beside the weights.
 PASS_TOKENS = 2048
 SEED = 20260512
+_TOPICS: TypeAdapter[dict[Kind, dict[str, list[Annotated[str, Field(min_length=1)]]]]] = TypeAdapter(
+    dict[Kind, dict[str, list[Annotated[str, Field(min_length=1)]]]]
+)
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,59 @@ class Anchors:
         return self.sets[kind, use]
 
 
-def prompts(kind: Kind, use: Use) -> list[str]:
-    """The anchor prompts of a kind that steer, or that judge: every other one of each topic."""
-    topics: dict[str, list[str]] = _prompts_file()[kind]
+Topics = dict[str, list[str]]
+"""Prompts by topic."""
+
+
+def prompts(topics: Topics, use: Use) -> list[str]:
+    """The anchor prompts that steer, or that judge: every other one of each topic."""
     first = 0 if use == "steer" else 1
     return [prompt for topic in topics.values() for prompt in topic[first::2]]
 
 
-def load_anchors(base: Base, *, cache: Path, limit: int, progress: Callable[[int, int], None]) -> Anchors:
+def own_topics() -> dict[Kind, Topics]:
+    """The prompts that ship with the project."""
+    text = resources.files(__package__).joinpath("anchors.json").read_text(encoding="utf-8")
+    found: dict[Kind, Topics] = json.loads(text)
+    return found
+
+
+def more_topics(path: Path) -> dict[Kind, Topics]:
+    """Prompts from a file of the same form: {"text": {topic: [prompt, ...]}, "chat": {...}}.
+
+    Raises:
+        JobFailed: it can't be read, or has another form.
+    """
+    try:
+        found = _TOPICS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise JobFailed(
+            f"FASTSLOW_ANCHORS_FILE {path} can't be used: {str(error).splitlines()[0]}; it must be JSON of the form "
+            '{"text": {topic: [prompt, ...]}, "chat": {topic: [prompt, ...]}}, with no prompt empty'
+        ) from error
+    return dict(found)
+
+
+def load_anchors(
+    base: Base, *, cache: Path, limit: int, more: Path | None = None, progress: Callable[[int, int], None]
+) -> Anchors:
     """The anchors with their completions, from the cache or made now.
 
     Args:
         cache: folder of the files; one a base model, device and list of prompts.
-        limit: most anchors of each kind and use.
+        limit: most of our own anchors of each kind and use.
+        more: a file of others, which all count (`more_topics`).
         progress: called with batches done and batches in all, while they are made.
 
     Raises:
-        JobFailed: the file can't be written.
+        JobFailed: the cache can't be written, or `more` not read.
     """
-    rows = {(kind, use): _prompt_rows(base, kind, use)[:limit] for kind in KINDS for use in USES}
+    own, others = own_topics(), more_topics(more) if more else {}
+    rows = {
+        (kind, use): _encoded(base, kind, prompts(own[kind], use)[:limit] + prompts(others.get(kind, {}), use))
+        for kind in KINDS
+        for use in USES
+    }
     path = cache / f"{_key(base, rows)}.safetensors"
     try:
         tensors = load_file(path)
@@ -97,12 +135,7 @@ def load_anchors(base: Base, *, cache: Path, limit: int, progress: Callable[[int
     return Anchors(sets)
 
 
-def _prompts_file() -> dict[str, dict[str, list[str]]]:
-    return json.loads(resources.files(__package__).joinpath("anchors.json").read_text(encoding="utf-8"))
-
-
-def _prompt_rows(base: Base, kind: Kind, use: Use) -> list[tuple[int, ...]]:
-    texts = prompts(kind, use)
+def _encoded(base: Base, kind: Kind, texts: Sequence[str]) -> list[tuple[int, ...]]:
     if kind == "text":
         return [base.encode_text(text) for text in texts]
     return [base.encode_chat([Message(role="user", content=text)]) for text in texts]

@@ -146,7 +146,7 @@ class Passes:
         self.most_tokens = most_tokens
 
     def run(self, items: Sequence[Item], learners: int) -> list[_Sums]:
-        """Sets the gradient of all items' weighted losses; the sums by learner, with a failure where a row alone does not fit the memory."""
+        """Sets the gradient of all items' weighted losses; the sums by learner, a failure where a row alone does not fit the memory."""
         self.stack.weights_U_N.grad = torch.zeros_like(self.stack.weights_U_N)
         sums = [_Sums(0.0, 0.0, dict.fromkeys(KINDS, 0.0), 0) for _ in range(learners)]
         waiting = list(self._batches(items))
@@ -209,7 +209,7 @@ def activations_checkpointed(base: Base) -> Iterator[None]:
     if sum(p.numel() for p in base.model.parameters()) < CHECKPOINTED_FROM_PARAMETERS:
         yield
         return
-    # transformers looks at the training mode; a frozen base has nothing else that depends on it but dropout, which is zero in all families served.
+    # transformers looks at the training mode; of a frozen base only dropout depends on it too, and the families served have none.
     base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     base.model.train()
     try:

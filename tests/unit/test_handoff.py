@@ -1,0 +1,143 @@
+"""Which context items an adapter makes unnecessary: by what their absence costs, alone and together."""
+
+import pytest
+
+from service.domain.fast_weights import FastWeights
+from service.domain.items import Exemplar, Guideline
+from tests.candidates import candidate, heldout, random_adapter
+from tests.consolidation_data import corrections, user_log
+from workers.consolidation.candidates import OwnContext
+from workers.consolidation.handoff import (
+    COSTS_NOTHING_NATS,
+    MAX_ASKED_ALONE,
+    MAX_PASSES,
+    context_tokens,
+    hand_off,
+    search,
+)
+from workers.consolidation.lora import LoraStack, Shape
+from workers.consolidation.rounds import in_rounds
+
+
+def words(text):
+    return len(text.split())
+
+
+def context(count, *, budget=4000, guideline=True):
+    """A user's, with so many exemplars of 10 words each; they are rendered by their age."""
+    exemplars = {
+        f"x-{n:02d}": Exemplar(
+            id=f"x-{n:02d}",
+            prompt=f"what is {n} ?",
+            reply="one two three four five six",
+            sources={f"i{n}": n},
+            support=1,
+        )
+        for n in range(1, count + 1)
+    }
+    said = {"g-1": Guideline(id="g-1", text="be brief", sources={"i0": 1}, support=1)} if guideline else {}
+    state = FastWeights(revision=count + 1, clock=count, exemplars=exemplars, guidelines=said)
+    return OwnContext(state=state, absorbed=frozenset(), budget_tokens=budget)
+
+
+def found(own, margin_without, *, examples=10):
+    """What becomes of each item where the margin without some of them is this; and how many rounds it took."""
+    rounds = []
+
+    def answered(questions):
+        rounds.append(questions[0])
+        return {0: [[margin_without(q.left_out)] * min(q.newest or examples, examples) for q in questions[0]]}
+
+    [handed] = in_rounds([search(own, words)], answered)
+    assert handed.whole == [margin_without(frozenset())] * examples
+    assert handed.left == [margin_without(handed.absorbed)] * examples
+    return handed, rounds
+
+
+def test_an_adapter_that_carries_everything_absorbs_everything_after_one_round():
+    own = context(5)
+    handed, rounds = found(own, lambda left_out: 1.0)
+    assert handed.absorbed == frozenset(own.state.items)
+    assert len(rounds) == 1
+    assert context_tokens(own, left_out=handed.absorbed, count=words) == 0
+
+
+def test_an_adapter_that_carries_nothing_absorbs_nothing_and_says_what_each_item_is_worth():
+    handed, _ = found(context(5), lambda left_out: 1.0 - 0.1 * len(left_out))
+    assert handed.absorbed == frozenset()
+    assert all(item.margin_cost_nats == pytest.approx(0.1) for item in handed.items)
+    assert {item.item: item.tokens for item in handed.items}["x-03"] == 10
+
+
+def test_only_the_items_whose_absence_costs_nothing_leave():
+    carried = {"x-02", "x-04", "g-1"}
+    handed, _ = found(context(6), lambda left_out: 1.0 - 0.2 * len(left_out - carried))
+    assert handed.absorbed == carried
+
+
+def test_items_that_say_the_same_do_not_all_leave_although_each_alone_would():
+    # Any two exemplars are enough.
+    def margin(left_out):
+        return 1.0 if len({f"x-{n:02d}" for n in range(1, 9)} - left_out) >= 2 else 0.3
+
+    handed, _ = found(context(8, guideline=False), margin)
+    assert all(item.margin_cost_nats == pytest.approx(0.0) for item in handed.items)
+    assert len(handed.absorbed) == 6
+
+
+def test_small_losses_do_not_add_up():
+    handed, _ = found(context(8), lambda left_out: 1.0 - 0.008 * len(left_out))
+    assert 0 < len(handed.absorbed) * 0.008 <= COSTS_NOTHING_NATS
+
+
+def test_what_waits_for_room_leaves_with_what_it_waited_for_so_that_the_context_gets_shorter():
+    own = context(12, budget=110, guideline=False)
+    before = context_tokens(own, left_out=frozenset(), count=words)
+    carried = {f"x-{n:02d}" for n in range(1, 13)} - {"x-12"}
+    handed, _ = found(own, lambda left_out: 1.0 - 0.5 * len(left_out - carried))
+    rendered = {item.item for item in handed.items if item.margin_cost_nats is not None}
+    assert "x-12" in rendered < {item.item for item in handed.items}
+    assert handed.absorbed == carried
+    assert 0 < context_tokens(own, left_out=handed.absorbed, count=words) < before
+
+
+def test_what_waits_for_room_stays_where_nothing_leaves():
+    handed, _ = found(context(12, budget=110), lambda left_out: 1.0 - 0.5 * len(left_out))
+    assert handed.absorbed == frozenset()
+
+
+def test_however_many_items_there_are_the_passes_are_few():
+    handed, rounds = found(context(40), lambda left_out: 1.0 - 0.004 * len(left_out))
+    assert len(rounds) <= 2 + MAX_PASSES
+    assert len(rounds[1]) <= MAX_ASKED_ALONE
+    assert len(handed.absorbed) * 0.004 <= COSTS_NOTHING_NATS
+
+
+def test_without_a_context_there_is_nothing_to_ask():
+    for own in (context(0, guideline=False), None):
+        handed, rounds = found(own, lambda left_out: 1.0)
+        assert (handed.items, len(rounds)) == ((), 1)
+
+
+def test_scopes_are_asked_about_side_by_side_and_those_of_many_users_not_at_all(tiny_base, tiny_settings, tmp_path):
+    log = user_log(corrections("ann", count=6))
+    own = OwnContext(state=log.fast_weights, absorbed=frozenset(), budget_tokens=1200)
+    held = heldout(tiny_base, log, last=2, budget_tokens=1200)
+    passes = []
+    with LoraStack.attached(tiny_base, Shape.of(tiny_settings), slots=2) as judges:
+        random_adapter(judges, 1, size=0.05)
+        candidates = [
+            candidate(tmp_path / "ann", slot=0, heldout=held, context=own),
+            candidate(tmp_path / "all", slot=1, heldout=held),
+            candidate(tmp_path / "bob", slot=1, heldout=held, context=own),
+        ]
+        together = hand_off(tiny_base, judges, candidates, on_pass=lambda: passes.append(1))
+        alone = hand_off(tiny_base, judges, candidates[2:], on_pass=lambda: None)
+    assert together[1].items == ()
+    assert [item.item for item in together[0].items] == [item.item for item in together[2].items]
+    assert [item.absorbed for item in together[2].items] == [item.absorbed for item in alone[0].items]
+    assert together[2].whole == pytest.approx(alone[0].whole, abs=1e-4)
+    assert together[2].left == pytest.approx(alone[0].left, abs=1e-4)
+    assert together[0].whole != pytest.approx(together[2].whole, abs=1e-4)
+    assert together[1].left == together[1].whole
+    assert len(passes) <= 2 + MAX_PASSES
