@@ -14,7 +14,8 @@ FastslowError
 ├── Unavailable               503  with Retry-After
 │   ├── EngineUnavailable     503  vLLM is away or overloaded
 │   ├── StoreUnavailable      503  Redis is away, full or read-only
-│   └── EmbedderUnavailable        the model behind recall; chats go on without it
+│   ├── EmbedderUnavailable        the model behind recall; chats go on without it
+│   └── VerifiersMissing      503  the packages that check replies are not installed
 └── JobFailed                 (a consolidation ends as failed with this reason; never an HTTP reply)
 
 All survive pickling, because Celery pickles or re-raises the errors of tasks.
@@ -142,6 +143,10 @@ class StoreUnavailable(Unavailable):
 
 class EmbedderUnavailable(Unavailable):
     code = "embedder_unavailable"
+
+
+class VerifiersMissing(Unavailable):
+    code = "verifiers_missing"
 
 
 class JobFailed(FastslowError):

@@ -90,3 +90,15 @@ class Metrics:
         self.served = Counter(
             "fastslow_chats_total", "Chats by what served them", ["served_by"], registry=self.registry
         )
+        self.norm_checks = Counter(
+            "fastslow_norm_checks_total",
+            "Replies held against their scopes' norms, by kind of norm (its checker) and whether it was held: yes, no",
+            ["norm", "held"],
+            registry=self.registry,
+        )
+        self.norms_unchecked = Counter(
+            "fastslow_norms_unchecked_total",
+            "Replies that should have been held against norms and were not, by reason: busy, failed, long, store",
+            ["reason"],
+            registry=self.registry,
+        )

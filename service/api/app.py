@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import admin, chat, cold_start, feedback, health, users
+from service.api import admin, budgets, chat, cold_start, feedback, health, norms, users
 from service.api.auth import Authenticator
 from service.contexts import Contexts
 from service.embedding import Embedder, load_embedder
@@ -51,6 +51,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await recall.aclose()
+        await app.state.serving.norm_checks.aclose()
         await engine.close()
         await store.close()
 
@@ -68,7 +69,7 @@ def create_app(
     app.state.authenticator = Authenticator(keys, settings)
     contexts = Contexts(tokens, settings, recall)
     app.state.serving = Serving(store, engine, tokens, keys, settings, metrics, contexts)
-    for module in (chat, feedback, users, admin, cold_start, health):
+    for module in (chat, feedback, users, admin, budgets, cold_start, norms, health):
         app.include_router(module.router)
     app.add_exception_handler(FastslowError, _render_error)
     app.add_exception_handler(RequestValidationError, _render_validation)

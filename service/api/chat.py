@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from service.api.auth import Caller, authenticated, user_of
@@ -123,11 +124,13 @@ async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, pl
     reply = await _unless_gone(request, serving.engine.complete(upstream, request_id=_upstream_id(plan)))
     clock.upstream += time.perf_counter() - sent
     choice = reply["choices"][0]
-    await serving.record(plan, choice["message"].get("content") or "", choice.get("finish_reason"))
+    text = choice["message"].get("content") or ""
+    await serving.record(plan, text, choice.get("finish_reason"))
     reply = _tidy(reply) | {"id": plan.id, "model": body.model}
     headers = _headers(plan, clock, serving)
     serving.metrics.chat.labels("no").observe(time.perf_counter() - clock.started)
-    return Response(orjson.dumps(reply), media_type="application/json", headers=headers)
+    afterwards = BackgroundTask(serving.sent, plan, text)
+    return Response(orjson.dumps(reply), media_type="application/json", headers=headers, background=afterwards)
 
 
 async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
@@ -172,6 +175,7 @@ async def _relay(
                     if plan.user is not None and not await serving.record(plan, "".join(pieces), finish_reason):
                         # The headers have left; a comment is what server-sent events have for this.
                         yield f": x-fastslow-degraded: {NOT_RECORDED}\n\n".encode()
+                    await serving.sent(plan, "".join(pieces))
                     yield b"data: [DONE]\n\n"
                     serving.metrics.chat.labels("yes").observe(time.perf_counter() - started)
                     return

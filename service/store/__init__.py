@@ -1,17 +1,19 @@
 """Every Redis key is read and written here and nowhere else; each Lua script lives in one typed method.
 
 `keys` names them, `users` holds interactions and logs, `archives` takes the oldest events out of long ones, `scopes` adapter versions and
-pointers, `jobs` consolidations, `optimizations` whose contexts want optimizing, `embeddings` vectors of exemplars, `cold_start` what new
-users start from, `members` reads over many users at once.
+pointers, `budgets` how far adapters may drift, `jobs` consolidations, `optimizations` whose contexts want optimizing, `embeddings` vectors
+of exemplars, `cold_start` what new users start from, `norms` what replies should be like, `members` reads over many users at once.
 """
 
 from service.settings import Settings
 from service.store.archives import ArchiveStore
+from service.store.budgets import BudgetStore
 from service.store.cold_start import ColdStartStore
 from service.store.connection import Connection
 from service.store.embeddings import EmbeddingStore
 from service.store.jobs import JobStore
 from service.store.members import MemberStore
+from service.store.norms import NormStore
 from service.store.optimizations import OptimizationStore
 from service.store.scopes import ScopeStore
 from service.store.users import UserStore
@@ -29,9 +31,11 @@ class Store:
         )
         self.members = MemberStore(connection, self.users)
         self.cold_start = ColdStartStore(connection)
+        self.norms = NormStore(connection)
         self.archives = ArchiveStore(connection)
         self.embeddings = EmbeddingStore(connection, cache_seconds=settings.state_cache_seconds)
         self.scopes = ScopeStore(connection)
+        self.budgets = BudgetStore(connection)
         self.optimizations = OptimizationStore(connection)
         self.jobs = JobStore(connection, retention_seconds=settings.job_retention_seconds)
 
