@@ -1,5 +1,6 @@
 """Sends a named task to Celery for an admin: the one module of the gateway that knows Celery."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import anyio.to_thread
@@ -15,6 +16,9 @@ ARCHIVE = "workers.tasks.archive"
 SEND_OPTIMIZATIONS = "workers.tasks.send_optimizations"
 OPTIMIZE = "workers.tasks.optimize_context"
 COUNT_COLD_START = "workers.tasks.count_cold_start"
+RETIRE = "workers.tasks.retire"
+QUARANTINE = "workers.tasks.quarantine"
+FAST_SLOW = "workers.tasks.fast_slow"
 CONSOLIDATE_QUEUE = "consolidate"
 CONTROL_QUEUE = "control"
 
@@ -22,8 +26,8 @@ CONTROL_QUEUE = "control"
 class Jobs(Protocol):
     """Where long work is sent. Raises StoreUnavailable if the broker is away."""
 
-    async def consolidate(self, job_id: str) -> None:
-        """Queue an open job."""
+    async def consolidate(self, job_ids: Sequence[str]) -> None:
+        """Queue open jobs, to be trained side by side."""
         ...
 
     async def optimize(self, tenant: str, user: str) -> None:
@@ -41,10 +45,10 @@ def celery_app(settings: Settings) -> Celery:
         accept_content=["json"],
         task_default_queue=CONTROL_QUEUE,
         task_routes={
-            CONSOLIDATE: {"queue": CONSOLIDATE_QUEUE},
+            **{name: {"queue": CONSOLIDATE_QUEUE} for name in (CONSOLIDATE, QUARANTINE, FAST_SLOW)},
             **{
                 name: {"queue": CONTROL_QUEUE}
-                for name in (SWEEP, ARCHIVE, SEND_OPTIMIZATIONS, OPTIMIZE, COUNT_COLD_START)
+                for name in (SWEEP, ARCHIVE, SEND_OPTIMIZATIONS, OPTIMIZE, COUNT_COLD_START, RETIRE)
             },
         },
         # A worker takes one job at a time and gives it back when it dies.
@@ -70,14 +74,18 @@ class CeleryJobs:
     def __init__(self, settings: Settings) -> None:
         self._app = celery_app(settings)
 
-    async def consolidate(self, job_id: str) -> None:
+    async def consolidate(self, job_ids: Sequence[str]) -> None:
         # Celery's client blocks, so it stays off the event loop.
-        await anyio.to_thread.run_sync(self._send, CONSOLIDATE, job_id)
+        await anyio.to_thread.run_sync(self._send, CONSOLIDATE, list(job_ids))
 
     async def optimize(self, tenant: str, user: str) -> None:
         await anyio.to_thread.run_sync(self._send, OPTIMIZE, tenant, user)
 
-    def _send(self, task: str, *args: str) -> None:
+    async def fast_slow(self, plan: dict[str, object], out: str) -> None:
+        """Queue a run of Fast-Slow Training in a folder that the worker sees too."""
+        await anyio.to_thread.run_sync(self._send, FAST_SLOW, plan, out)
+
+    def _send(self, task: str, *args: object) -> None:
         try:
             self._app.send_task(task, args=args, retry=False)
         except OperationalError as error:

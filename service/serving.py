@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.contexts import Contexts, Wanted
+from service.domain.absorption import absorbed
 from service.domain.context import Context, render
 from service.domain.fast_weights import FastWeights
-from service.domain.feedback import BASE, Interaction, Message, VersionTuple
+from service.domain.feedback import BASE, Interaction, Message, VersionTuple, last_user_text
 from service.domain.items import Prior
 from service.domain.policy import optimize_at
 from service.engine import Engine
 from service.errors import ContextLengthExceeded, NotFound, StoreUnavailable
 from service.keys import Keys
 from service.metrics import Metrics
+from service.norm_checks import NormChecks
 from service.priors import Priors
 from service.settings import Settings
 from service.store import Store
@@ -58,6 +60,7 @@ class Plan:
     context: Context
     version: VersionTuple
     max_tokens: int
+    cohort: str | None = None
     degraded: list[str] = field(default_factory=list)
 
     @property
@@ -87,6 +90,7 @@ class Serving:
         self.metrics = metrics
         self._salt_key = keys.cache_salt_secret.encode()
         self._failed: dict[str, float] = {}
+        self.norm_checks = NormChecks(store.norms, settings, metrics)
         self.priors = Priors(store.cold_start, seconds=settings.cold_start_cache_seconds)
 
     async def plan(
@@ -109,17 +113,17 @@ class Serving:
         messages = [self._neutral(message) for message in conversation]
         degraded: list[str] = []
         state = await self._state(tenant=tenant, user=user, degraded=degraded)
-        in_use = None if without_adapter else await self.adapter_in_use(state, tenant=tenant)
+        in_use = None if without_adapter else await self.adapter_in_use(state, tenant=tenant, user=user or "")
         if not wish.adapter:
             in_use = BASE, frozenset()
         if in_use is None:
             self._degrade(degraded, NO_ADAPTER)
-        adapter, absorbed = in_use or (BASE, frozenset[str]())
+        adapter, unneeded = in_use or (BASE, frozenset[str]())
         room, reply_tokens = self._room(messages, max_tokens)
         context = Context(revision=state.fast_weights.revision)
         if user is not None and wish.context:
             priors = await self._priors(state, tenant=tenant, degraded=degraded)
-            wanted = Wanted(tenant, user, state.fast_weights, adapter, absorbed, priors)
+            wanted = Wanted(tenant, user, state.fast_weights, adapter, unneeded, priors)
             context = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
         return Plan(
             id=interaction_id,
@@ -134,6 +138,7 @@ class Serving:
                 member=context.member,
             ),
             max_tokens=max_tokens or reply_tokens,
+            cohort=state.cohort,
             degraded=degraded,
         )
 
@@ -198,6 +203,18 @@ class Serving:
             return False
         return True
 
+    async def sent(self, plan: Plan, reply: str) -> None:
+        """What waits until the client has the reply: to hold it against the norms of the user's scopes."""
+        if plan.user is not None:
+            self.norm_checks.begin(
+                reply,
+                reply_id=plan.id,
+                prompt=last_user_text(plan.messages),
+                tenant=plan.tenant,
+                user=plan.user,
+                cohort=plan.cohort,
+            )
+
     async def _state(self, *, tenant: str, user: str | None, degraded: list[str]) -> ChatState:
         if user is None:
             self._degrade(degraded, NO_USER)
@@ -220,8 +237,8 @@ class Serving:
             self._degrade(degraded, NO_STORE)
             return ()
 
-    async def adapter_in_use(self, state: ChatState, *, tenant: str) -> tuple[str, frozenset[str]] | None:
-        """The version that serves a user and what it has absorbed, the base where there is none; None where it can't be served."""
+    async def adapter_in_use(self, state: ChatState, *, tenant: str, user: str) -> tuple[str, frozenset[str]] | None:
+        """The version that serves a user and what it makes unnecessary, the base where there is none; None where it can't be served."""
         if not state.adapters:
             return BASE, frozenset()
         scope, name = state.adapters[0]
@@ -232,7 +249,7 @@ class Serving:
         except (NotFound, StoreUnavailable) as error:
             log.error("adapter %s of %s has no record, the base serves instead: %s", name, scope, error)
             return None
-        return name, frozenset(version.report.absorbed)
+        return name, absorbed(version, state.fast_weights, user=user)
 
     def _room(self, messages: list[Message], max_tokens: int | None) -> tuple[int, int]:
         """Tokens left for the context, and tokens set aside for the reply."""

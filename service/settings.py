@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """Redis 7 or newer, or Valkey, with an append-only file. Empty: `fastslow up` starts an embedded one."""
     vllm_url: str = ""
     """Base URL of vLLM (without `/v1`). Empty: `fastslow up` starts one on the CPU."""
+    vllm_replica_urls: tuple[str, ...] = ()
+    """Where `vllm_url` is a router: the base URL of each replica behind it, which must let go of an old adapter before it is deleted."""
     model: str = ""
     """Folder of the base model in Hugging Face's format, or a hub id. Empty: SmolLM2-135M-Instruct, prepared on first use."""
     model_name: str = "smollm2-135m-instruct"
@@ -123,16 +125,34 @@ class Settings(BaseSettings):
     cold_start_cache_seconds: float = Field(5.0, ge=0)
     """How long a gateway goes on with what it read."""
 
+    # -- norms --------------------------------------------------------------------------------------------------------
+    norms_cache_seconds: float = Field(5.0, ge=0)
+    """How long a gateway goes on with the norms that it read."""
+    norm_checks_share: float = Field(1.0, ge=0.0, le=1.0)
+    """Share of the replies under norms that are held against them for the metrics, after they were sent; needs the extra `verifiers`."""
+    # A norm takes a tenth of a millisecond (a language ten) over a reply of usual length, and more with each character.
+    norm_checks_max_chars: int = Field(8000, ge=1)
+
     # -- consolidation ------------------------------------------------------------------------------------------------
+    beat_lock_seconds: int = Field(45, ge=2)
+    """A scheduler that shows no sign of life for this long is taken for dead, and another one fires in its place."""
     sweep_seconds: float = Field(600.0, gt=0)
     sweep_scopes: tuple[ScopeKind, ...] = ("user",)
     """Kinds of scope that the sweep consolidates by itself; an admin may start any."""
-    due_feedbacks: int = Field(16, ge=1)
+    due_feedbacks: int = Field(20, ge=1)
     """A scope is due at this many feedbacks past its watermark..."""
     due_age_seconds: float = Field(86400.0, ge=0)
     """...or when the oldest of them is this old and there are at least `min_feedbacks`."""
     min_feedbacks: int = Field(4, ge=2)
-    """Fewest usable feedbacks that a consolidation accepts."""
+    """Fewest usable feedbacks that a consolidation of a cohort's or the global scope accepts."""
+    user_min_feedbacks: int = Field(20, ge=2)
+    """Fewest usable feedbacks, old ones included, for an adapter of a user's own: with less the cohort's serves better."""
+    scopes_per_job: int = Field(8, ge=1, le=32)
+    """Most scopes that one task trains side by side over one base model; a GPU has room for 32."""
+    versions_kept: int = Field(5, ge=1)
+    """Newest adapter versions that a scope keeps besides the one in use and the one that a rollback goes to; older ones are deleted."""
+    retire_seconds: float = Field(3600.0, gt=0)
+    """How often old versions are looked for."""
     lease_seconds: float = Field(60.0, gt=0)
     """A worker that does not renew its lease for this long is taken for dead, and its job is done again."""
     job_limit_seconds: int = Field(3600, ge=60)
@@ -144,6 +164,8 @@ class Settings(BaseSettings):
     """KL budget on chat anchors, nats per token."""
     anchors: int = Field(48, ge=8, le=48)
     """Anchors of each kind that steer training, and as many others that judge; with fewer the bound on KL is wider."""
+    anchors_file: str = ""
+    """JSON with more anchor prompts, {"text": {topic: [prompt, ...]}, "chat": {...}}: what must not be forgotten. Every other one judges."""
     lora_rank: int = Field(8, ge=1, le=64)
     lora_alpha: int = Field(16, ge=1)
     # Ten passes over a dozen corrections, about two minutes on two cores; at 3e-4 they ended with half of the KL budget unused.
@@ -151,6 +173,10 @@ class Settings(BaseSettings):
     train_steps: int = Field(30, ge=1)
     train_batch: int = Field(4, ge=1)
     train_seed: int = 0
+    train_pass_tokens: int = Field(0, ge=0)
+    """Most tokens of a pass with gradient, padding included; 0 chooses by device. Halved by itself where the memory does not suffice."""
+    train_token_limit: int = Field(5_000_000, ge=1)
+    """Most tokens that one scope's training may take; it ends there with what it has learnt."""
     worker_device: Literal["auto", "cpu", "cuda"] = "auto"
 
     # -- vLLM of a local stack ----------------------------------------------------------------------------------------
@@ -221,3 +247,8 @@ class Settings(BaseSettings):
     @property
     def effective_vllm_url(self) -> str:
         return (self.vllm_url or f"http://127.0.0.1:{self.vllm_port}").rstrip("/")
+
+    @property
+    def replica_urls(self) -> tuple[str, ...]:
+        """Every vLLM that may have loaded an adapter."""
+        return tuple(url.rstrip("/") for url in self.vllm_replica_urls) or (self.effective_vllm_url,)

@@ -56,6 +56,9 @@ DURABLE = (
     "counts",
     "cold",
     "opted-in",
+    "budgets",
+    "base",
+    "norms",
 )
 """What may be kept for ever (service/store/keys.py); every other key must expire."""
 

@@ -1,5 +1,7 @@
 """Domain objects for tests, with only what a test says different from the ordinary."""
 
+from collections.abc import Callable, Sequence
+
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
 from service.domain.fold import apply
 from service.domain.slow_weights import (
@@ -12,9 +14,14 @@ from service.domain.slow_weights import (
     TrainReport,
     version_name,
 )
+from service.errors import JobFailed
 from service.store import Store
 from tests.fakes import MODEL
-from workers.consolidation.work import Outcome, Work
+from workers.consolidation.work import Consolidate, Ends, LeaseLost, OnProgress, Outcome, Work
+from workers.quarantine import HashedBase
+
+LOADED_BASE = HashedBase(MODEL, "0" * 64)
+"""What `outcome_of`'s versions are trained on."""
 
 
 def divergence(*, upper: float = 0.01, worst: float = 0.05, budget: float = 0.02) -> Divergence:
@@ -56,8 +63,8 @@ def outcome_of(work: Work, *, content: str = "ab", absorbed: tuple[str, ...] = (
         scope=str(work.scope),
         number=work.number,
         parent=work.parent,
-        base_model=MODEL,
-        base_sha256="0" * 64,
+        base_model=LOADED_BASE.name,
+        base_sha256=LOADED_BASE.sha256,
         content_sha256=sha256,
         created=work.created,
         job=work.job,
@@ -65,6 +72,21 @@ def outcome_of(work: Work, *, content: str = "ab", absorbed: tuple[str, ...] = (
         report=report,
     )
     return Outcome(decision=Promote(), report=report, version=version)
+
+
+def one_by_one(train: Callable[[Work, OnProgress], Outcome]) -> Consolidate:
+    """A consolidation that does each work by itself; what `train` raises of the kinds that end a job ends that one alone."""
+
+    def consolidate(works: Sequence[Work], progress: OnProgress) -> Ends:
+        ends: Ends = {}
+        for work in works:
+            try:
+                ends[work.job] = train(work, progress)
+            except (JobFailed, LeaseLost) as error:
+                ends[work.job] = error
+        return ends
+
+    return consolidate
 
 
 def rejected(*reasons: str) -> Outcome:

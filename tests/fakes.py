@@ -14,14 +14,14 @@ MODEL = "smollm2-135m-instruct"
 
 
 class RecordedJobs:
-    """Where consolidations and optimizations are sent: lists."""
+    """Where consolidations and optimizations are sent: lists. Jobs that are to be trained side by side are in one list."""
 
     def __init__(self) -> None:
-        self.sent: list[str] = []
+        self.sent: list[list[str]] = []
         self.optimized: list[tuple[str, str]] = []
 
-    async def consolidate(self, job_id: str) -> None:
-        self.sent.append(job_id)
+    async def consolidate(self, job_ids: Sequence[str]) -> None:
+        self.sent.append(list(job_ids))
 
     async def optimize(self, tenant: str, user: str) -> None:
         self.optimized.append((tenant, user))
@@ -62,13 +62,16 @@ def overlap(conversation: str, reply: str) -> float:
 class FakeVllm:
     """Answers chat completions in vLLM's shapes; what it says is `reply(body)`, what it was asked is in `bodies`.
 
-    Scores replies too, a word as a token: by `likelihood(conversation, reply)`; those requests are in `scored`.
+    Scores replies too, a word as a token: by `likelihood(conversation, reply)`; those requests are in `scored`. Evicts adapters, unless
+    replies in flight are `reading` them.
     """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.adapters: set[str] = set()
+        self.evicted: list[str] = []
+        self.reading: set[str] = set()
         self.scored: list[dict[str, Any]] = []
         self.likelihood: Callable[[str, str], float] = overlap
         self.reply: Callable[[dict[str, Any]], str] = lambda body: f"Reply {len(self.bodies)}"
@@ -83,6 +86,7 @@ class FakeVllm:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/fastslow/score", self._score)
+        app.router.add_delete("/fastslow/adapters/{name}", self._evict)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, handler_cancellation=True)
         await self._runner.setup()
@@ -101,6 +105,14 @@ class FakeVllm:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
+
+    async def _evict(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name in self.reading:
+            return web.json_response({"name": name, "evicted": False}, status=202)
+        self.adapters.discard(name)
+        self.evicted.append(name)
+        return web.json_response({"name": name, "evicted": True})
 
     def _unknown(self, body: dict[str, Any]) -> web.Response | None:
         if body["model"] == MODEL or body["model"] in self.adapters:

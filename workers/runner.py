@@ -1,179 +1,157 @@
-"""Does one consolidation job: under a lease, with its progress shown, ended exactly once whatever dies in between."""
+"""Does consolidation jobs, several side by side: under a lease each, with its progress shown, each ended exactly once whatever dies."""
 
 import asyncio
 import logging
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
+from service.domain.absorption import absorbed
 from service.domain.feedback import BASE
-from service.domain.slow_weights import AdapterVersion, Reject, Scope, TrainReport
+from service.domain.slow_weights import AdapterVersion, Reject, Scope
 from service.engine import Engine
-from service.errors import EngineUnavailable, JobFailed, StoreUnavailable, UpstreamRejected
+from service.errors import EngineUnavailable, FastslowError, JobFailed, StoreUnavailable, UpstreamRejected
 from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
-from service.store.jobs import Job, State
-from service.store.scopes import AuditEntry
-from workers.consolidation.work import OnProgress, Outcome, Progress, UserLog, Work
+from service.store.jobs import Job
+from workers.consolidation.work import Consolidate, Ends, LeaseLost, Outcome, Progress, UserLog, Work
+from workers.lease import LOG_SECONDS, JobRun
+from workers.quarantine import LoadedBase, quarantine
 
 log = logging.getLogger(__name__)
 
-Consolidate = Callable[[Work, OnProgress], Outcome]
-
-# How often progress is shown; the lease is renewed with it, so never more than a third of it.
-SHOW_SECONDS = 1.0
 # What vLLM must generate with a new version before anybody is served by it.
 PROBE_TOKENS = 4
+# So many workers may die of a job, or be killed in its time, before it is given up.
+MOST_ATTEMPTS = 4
 
 
-class LeaseLost(Exception):
-    """Another worker has taken the job over, or Redis was away for longer than the lease: this one must write nothing more."""
+async def run_jobs(
+    job_ids: Sequence[str],
+    *,
+    store: Store,
+    engine: Engine,
+    settings: Settings,
+    consolidate: Consolidate,
+    base: Callable[[], LoadedBase],
+) -> None:
+    """Do jobs to their ends, but for those that have ended and those that another worker is at.
+
+    Args:
+        base: loads the base model, where it is not loaded yet; called in a thread, as `consolidate` is.
+    """
+    async with AsyncExitStack() as held:
+        runs: dict[str, JobRun] = {}
+        ids = dict.fromkeys(job_ids)
+        for job_id in ids:
+            if job := await _unfinished(job_id, store=store, settings=settings):
+                run = JobRun(job, store=store, settings=settings, log_seconds=LOG_SECONDS * len(ids))
+                if await run.take_up():
+                    runs[job_id] = run
+                    await held.enter_async_context(run.held())
+        works = await _gathered(runs, store=store, settings=settings, base=base) if runs else {}
+        ends = await _consolidated(runs, works, consolidate) if works else {}
+        for job_id, end in ends.items():
+            await _end(runs[job_id], works[job_id], end, engine=engine)
+    for run in runs.values():
+        if run.job.state == "promoted":
+            await score_again(store, settings, run.scope, tenant=run.job.tenant, now=time.time())
 
 
-class JobRun:
-    """One worker's hold on one job."""
-
-    def __init__(self, job: Job, *, store: Store, settings: Settings) -> None:
-        self.job = job
-        self.token = uuid.uuid4().hex
-        self._store = store
-        self._settings = settings
-        self._started = time.monotonic()
-        self._lost = False
-
-    def show(self, progress: Progress) -> None:
-        """Called by the training thread at every step.
-
-        Raises:
-            LeaseLost: stop, somebody else does this job now.
-            JobFailed: the job has run for longer than it may.
-        """
-        if self._lost:
-            raise LeaseLost(self.job.id)
-        limit = self._settings.job_limit_seconds
-        if time.monotonic() - self._started > limit:
-            raise JobFailed(
-                f"stopped at {progress.stage} {progress.step}/{progress.steps}: over the limit of {limit} s"
-            )
-        shown = {"stage": progress.stage, "step": progress.step, "steps": progress.steps}
-        measured = {"loss": progress.loss, "kl_text": progress.kl_text, "kl_chat": progress.kl_chat}
-        self.update(**shown, **{name: value for name, value in measured.items() if value is not None})
-
-    def update(self, **fields: Any) -> None:
-        self.job = self.job.model_copy(update={**fields, "updated": time.time()})
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """Keeps the lease alive and the job's record fresh while the body runs."""
-        keeper = asyncio.create_task(self._keep())
-        try:
-            yield
-        finally:
-            keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeper
-
-    async def _keep(self) -> None:
-        lease = self._settings.lease_seconds
-        while not self._lost:
-            try:
-                self._lost = not await self._store.jobs.renew(self.job, token=self.token, lease_seconds=lease)
-            except StoreUnavailable as error:
-                # The lease may outlast the outage; if it does not, the next renewal says so.
-                log.warning("job %s can't renew its lease: %s", self.job.id, error)
-            await asyncio.sleep(min(SHOW_SECONDS, lease / 3))
-
-    async def end(
-        self,
-        work: Work | None,
-        state: State,
-        *,
-        reasons: tuple[str, ...] = (),
-        report: TrainReport | None = None,
-        promoted: AdapterVersion | None = None,
-    ) -> Literal["ok", "moved", "barred"]:
-        """Write the job's end, and with `promoted` put that version in use in the same step; the store's word on it.
-
-        Raises:
-            LeaseLost: another worker holds the job.
-        """
-        version = promoted.name if promoted else None
-        self.update(state=state, stage="ended", reasons=reasons, report=report, version=version)
-        outcome = await self._store.jobs.finish(
-            self.job,
-            token=self.token,
-            attempted={user: user_log.head for user, user_log in work.users.items()} if work else None,
-            version=promoted,
-            audit=_audit(self.job, promoted) if promoted else None,
-        )
-        if outcome == "lost":
-            raise LeaseLost(self.job.id)
-        return outcome
-
-
-def _audit(job: Job, version: AdapterVersion) -> AuditEntry:
-    return AuditEntry(
-        at=time.time(),
-        action="promote",
-        tenant=version.tenant,
-        scope=version.scope,
-        from_version=version.parent,
-        to_version=version.name,
-        actor=f"job {job.id}",
-        reason="within the KL budget and better than the version in use on held-out feedback",
-    )
-
-
-async def run_job(job_id: str, *, store: Store, engine: Engine, settings: Settings, consolidate: Consolidate) -> None:
-    """Do a job to its end, unless it has ended or another worker is at it."""
+async def _unfinished(job_id: str, *, store: Store, settings: Settings) -> Job | None:
     job = await store.jobs.load(job_id)
     if job is None or job.ended:
         log.info("job %s needs nothing: %s", job_id, "it has ended" if job else "it is not known")
-        return
-    run = JobRun(job, store=store, settings=settings)
-    if not await store.jobs.acquire(job, token=run.token, lease_seconds=settings.lease_seconds):
-        log.info("job %s: another worker holds %s", job_id, job.scope)
-        return
-    # The record may have moved on between the first look and the lease.
-    run.job = await store.jobs.load(job_id) or job
-    if run.job.ended:
-        await store.jobs.release(job, token=run.token)
-        return
-    run.update(state="running", stage="data", attempts=run.job.attempts + 1)
-    try:
-        async with run.held():
-            await _consolidate(run, store=store, engine=engine, consolidate=consolidate)
-    except LeaseLost:
-        log.warning("job %s: the lease is gone, its next worker will end it", job_id)
-        return
-    if run.job.state == "promoted":
-        await score_again(store, settings, Scope.parse(job.scope), tenant=job.tenant, now=time.time())
+        if job and job.state == "promoted":
+            # The message came again: its worker may have died before it got to this.
+            await score_again(store, settings, Scope.parse(job.scope), tenant=job.tenant, now=time.time())
+        return None
+    return job
 
 
-async def _consolidate(run: JobRun, *, store: Store, engine: Engine, consolidate: Consolidate) -> None:
-    work: Work | None = None
+async def _gathered(
+    runs: Mapping[str, JobRun], *, store: Store, settings: Settings, base: Callable[[], LoadedBase]
+) -> dict[str, Work]:
+    """Each job's work; a job that has none, or whose work can't be read, is ended here."""
+    works: dict[str, Work] = {}
     try:
-        work = await gather(run.job, store)
-        outcome = await asyncio.to_thread(consolidate, work, run.show)
-        if outcome.version is None:
-            reasons = outcome.decision.reasons if isinstance(outcome.decision, Reject) else ()
-            await run.end(work, "rejected", reasons=reasons, report=outcome.report)
+        loaded = await asyncio.to_thread(base)
+        await store.scopes.note_base(loaded.name, loaded.sha256)
+    except Exception as error:
+        for run in runs.values():
+            async with ending(run):
+                raise error
+        return {}
+    for job_id, run in runs.items():
+        async with ending(run):
+            for scope in await scopes_of(run.job, store):
+                await quarantine(store, settings, scope, tenant=run.job.tenant, now=time.time())
+            work = await gather(run.job, store)
+            async with ending(run, work):
+                if run.job.attempts > MOST_ATTEMPTS:
+                    raise JobFailed(f"given up after {MOST_ATTEMPTS} workers died or were killed while they were at it")
+                works[job_id] = work
+    return works
+
+
+async def _consolidated(runs: Mapping[str, JobRun], works: Mapping[str, Work], consolidate: Consolidate) -> Ends:
+    """How each job ended; all of them by the same error, where the process as a whole could not go on."""
+
+    def show(job_id: str, progress: Progress) -> None:
+        runs[job_id].show(progress)
+
+    try:
+        ends = await asyncio.to_thread(consolidate, list(works.values()), show)
+    except LeaseLost as lost:
+        return dict.fromkeys(works, lost)
+    except JobFailed as failed:
+        return dict.fromkeys(works, failed)
+    except Exception as error:
+        log.exception("jobs %s failed unexpectedly", ", ".join(works))
+        return dict.fromkeys(works, JobFailed(_unexpected(error)))
+    silent = JobFailed("the training handed back no end for this job")
+    return {job_id: ends.get(job_id, silent) for job_id in works}
+
+
+async def _end(run: JobRun, work: Work, end: Outcome | JobFailed | LeaseLost, *, engine: Engine) -> None:
+    async with ending(run, work):
+        if not isinstance(end, Outcome):
+            raise end
+        if end.version is None:
+            reasons = end.decision.reasons if isinstance(end.decision, Reject) else ()
+            await run.end(work, "rejected", reasons=reasons, report=end.report)
             return
         run.update(stage="probe", step=0, steps=0)
-        await probe(engine, outcome.version)
-        await _promote(run, work, outcome.version)
-    except (JobFailed, StoreUnavailable) as error:
-        log.error("job %s failed: %s", run.job.id, error)
-        await run.end(work, "failed", reasons=(error.message,))
+        await probe(engine, end.version)
+        await _promote(run, work, end.version)
+
+
+@asynccontextmanager
+async def ending(run: JobRun, work: Work | None = None) -> AsyncIterator[None]:
+    """Around a job's own part: an error there ends this job as failed and goes no further, for the others have ends of their own.
+
+    A job whose lease is gone, or that can't be ended because Redis stays away, is left for the sweep.
+    """
+    try:
+        try:
+            yield
+        except LeaseLost:
+            raise
+        except FastslowError as error:
+            log.error("job %s failed: %s", run.job.id, error)
+            await run.end(work, "failed", reasons=(error.message,))
+        except Exception as error:
+            log.exception("job %s failed unexpectedly", run.job.id)
+            await run.end(work, "failed", reasons=(_unexpected(error),))
     except LeaseLost:
-        raise
-    except Exception as error:
-        log.exception("job %s failed unexpectedly", run.job.id)
-        reason = f"unexpected {type(error).__name__}: {str(error)[:500]} (the worker's log has the trace)"
-        await run.end(work, "failed", reasons=(reason,))
+        log.warning("job %s: the lease is gone, its next worker will end it", run.job.id)
+    except StoreUnavailable as error:
+        log.error("job %s is left as it is, its next worker will end it: %s", run.job.id, error)
+
+
+def _unexpected(error: Exception) -> str:
+    return f"unexpected {type(error).__name__}: {str(error)[:500]} (the worker's log has the trace)"
 
 
 async def _promote(run: JobRun, work: Work, version: AdapterVersion) -> None:
@@ -186,30 +164,49 @@ async def _promote(run: JobRun, work: Work, version: AdapterVersion) -> None:
         await run.end(work, "rejected", reasons=(refusals[outcome],), report=version.report)
 
 
+async def scopes_of(job: Job, store: Store) -> list[Scope]:
+    """The scopes whose versions in use a job works with: its own and, of a user's, those that serve the user without one."""
+    own = Scope.parse(job.scope)
+    if own.kind != "user":
+        return [own]
+    cohort = await store.users.cohort(tenant=job.tenant, user=own.name)
+    return [own, *([Scope(kind="cohort", name=cohort)] if cohort else []), Scope(kind="global")]
+
+
 async def gather(job: Job, store: Store) -> Work:
     """All that a consolidation of the job's scope works on.
 
     Raises:
         JobFailed: nobody in the scope has given feedback.
     """
-    scope = Scope.parse(job.scope)
+    scope, *wider = await scopes_of(job, store)
     state = await store.scopes.state(scope, tenant=job.tenant)
-    watermark: dict[str, int] = {}
-    if state.active != BASE:
-        watermark = (await store.scopes.version(state.active, scope, tenant=job.tenant)).watermark
+    current = await store.scopes.version(state.active, scope, tenant=job.tenant) if state.active != BASE else None
     users: dict[str, UserLog] = {}
     for user in await store.members.of(scope, tenant=job.tenant):
         history = await store.users.log(tenant=job.tenant, user=user)
         if history.events:
-            users[user] = UserLog.of(history.events, watermark=watermark.get(user, 0), fast_weights=history.fold())
+            fast_weights = history.fold()
+            users[user] = UserLog.of(
+                history.events,
+                watermark=current.watermark.get(user, 0) if current else 0,
+                fast_weights=fast_weights,
+                absorbed=absorbed(current, fast_weights, user=user) if current else frozenset(),
+            )
     if not users:
         raise JobFailed(f"there is no feedback in {scope}")
+    serving = [(await store.scopes.state(other, tenant=job.tenant)).active for other in wider]
+    budgets = await store.budgets.in_force(scope, tenant=job.tenant)
     return Work(
         tenant=job.tenant,
         scope=scope,
         job=job.id,
         number=state.number + 1,
         parent=state.active,
+        pooled=next((name for name in serving if name != BASE), BASE),
+        kl_text_budget_nats=budgets.kl_text_nats,
+        kl_chat_budget_nats=budgets.kl_chat_nats,
+        norms=await store.norms.of(tenant=job.tenant, scopes=[scope, *wider]),
         created=job.created,
         users=users,
     )

@@ -1,7 +1,7 @@
-"""The sweep: which scopes are due, and which jobs lost their worker. Runs every few minutes on the control queue."""
+"""The sweep: which scopes are due, and which jobs lost their worker, packed into tasks. Runs every few minutes on the control queue."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from service.domain.feedback import BASE
 from service.domain.policy import is_due
@@ -9,47 +9,84 @@ from service.domain.slow_weights import Scope
 from service.jobs import Jobs
 from service.settings import Settings
 from service.store import Store
+from service.store.jobs import Job
 
 log = logging.getLogger(__name__)
 
+RISKY_ATTEMPTS = 2
+
+Pending = Mapping[tuple[str, Scope], list[tuple[int, float]]]
+"""(tenant, scope) -> per user, the feedbacks that no consolidation has looked at and the time of the oldest."""
+
 
 async def sweep(store: Store, jobs: Jobs, settings: Settings, *, now: float, unique: Callable[[], str]) -> list[str]:
-    """Queue what is due and what was left behind.
+    """Queue what is due and what was left behind, scopes with similar amounts of feedback in one task.
 
     Returns:
         The ids of the jobs that were queued.
     """
-    queued = await _left_behind(store, settings, now=now)
-    for (tenant, scope), users in (await _pending(store, settings, now=now)).items():
-        pending, oldest = sum(count for count, _ in users), min(since for _, since in users)
-        if is_due(
-            pending=pending,
-            oldest_age_seconds=now - oldest,
-            due_feedbacks=settings.due_feedbacks,
-            due_age_seconds=settings.due_age_seconds,
-            min_feedbacks=settings.min_feedbacks,
-        ):
+    found = await _left_behind(store, settings, now=now)
+    waiting = await _pending(store, settings, now=now)
+    for (tenant, scope), users in waiting.items():
+        if await _is_due(store, settings, scope, users, tenant=tenant, now=now):
             job, opened = await store.jobs.open(scope, tenant=tenant, unique=unique(), now=now)
             if opened:
-                log.info("%s of %s is due with %d feedbacks: job %s", scope, tenant, pending, job.id)
-                queued.append(job.id)
-    for job_id in queued:
-        await jobs.consolidate(job_id)
-    return queued
+                log.info("%s of %s is due with %d feedbacks: job %s", scope, tenant, _amount(users), job.id)
+                found.append(job)
+    amounts = {job.id: _amount(waiting.get((job.tenant, Scope.parse(job.scope)), [])) for job in found}
+    # What two workers have died at may be what kills them: it takes no others along.
+    alone = [job.id for job in found if job.attempts >= RISKY_ATTEMPTS]
+    sturdy = {job_id: amount for job_id, amount in amounts.items() if job_id not in alone}
+    packs = packed(sturdy, most=settings.scopes_per_job) + [[job_id] for job_id in alone]
+    for pack in packs:
+        await jobs.consolidate(pack)
+    return [job_id for pack in packs for job_id in pack]
 
 
-async def _left_behind(store: Store, settings: Settings, *, now: float) -> list[str]:
-    """Open jobs that no worker holds and that have not moved for a lease: their worker, or their message, is gone."""
-    left = []
-    for job, held in await store.jobs.unfinished():
-        if not held and now - job.updated > settings.lease_seconds:
+def packed(amounts: Mapping[str, int], *, most: int) -> list[list[str]]:
+    """Jobs in groups of at most `most`, by how much feedback each has: who trains side by side waits for the slowest."""
+    order = sorted(amounts, key=lambda job_id: (-amounts[job_id], job_id))
+    return [order[start : start + most] for start in range(0, len(order), most)]
+
+
+def _amount(users: Sequence[tuple[int, float]]) -> int:
+    return sum(count for count, _ in users)
+
+
+async def _is_due(
+    store: Store, settings: Settings, scope: Scope, users: Sequence[tuple[int, float]], *, tenant: str, now: float
+) -> bool:
+    pending = total = _amount(users)
+    own = scope.kind == "user"
+    if own and pending < settings.user_min_feedbacks:
+        total = (await store.users.fast_weights(tenant=tenant, user=scope.name)).clock
+    return is_due(
+        pending=pending,
+        total=total,
+        oldest_age_seconds=now - min(since for _, since in users),
+        due_feedbacks=settings.due_feedbacks,
+        due_age_seconds=settings.due_age_seconds,
+        min_feedbacks=settings.min_feedbacks,
+        min_total=settings.user_min_feedbacks if own else settings.min_feedbacks,
+    )
+
+
+async def _left_behind(store: Store, settings: Settings, *, now: float) -> list[Job]:
+    """Open jobs that no worker holds and that have not moved for a lease: their worker, or their message, is gone.
+
+    While workers are busy, one that none has taken up yet is in the queue behind theirs, unless it has been there for too long.
+    """
+    unfinished, left = await store.jobs.unfinished(), []
+    busy = any(held for _, held in unfinished)
+    for job, held in unfinished:
+        waits = busy and job.state == "queued"
+        if not held and now - job.updated > (settings.job_limit_seconds if waits else settings.lease_seconds):
             log.warning("job %s of %s is %s and no worker holds it: queued again", job.id, job.scope, job.state)
-            left.append(job.id)
+            left.append(job)
     return left
 
 
-async def _pending(store: Store, settings: Settings, *, now: float) -> dict[tuple[str, Scope], list[tuple[int, float]]]:
-    """(tenant, scope) -> per user, the feedbacks that no consolidation has looked at and the time of the oldest."""
+async def _pending(store: Store, settings: Settings, *, now: float) -> Pending:
     found: dict[tuple[str, Scope], list[tuple[int, float]]] = {}
     for tenant, user, since in await store.jobs.due():
         head = await store.jobs.head(tenant=tenant, user=user)

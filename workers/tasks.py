@@ -3,21 +3,35 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.engine import VllmEngine
-from service.jobs import ARCHIVE, CONSOLIDATE, COUNT_COLD_START, OPTIMIZE, SEND_OPTIMIZATIONS, SWEEP, CeleryJobs
+from service.jobs import (
+    ARCHIVE,
+    CONSOLIDATE,
+    COUNT_COLD_START,
+    FAST_SLOW,
+    OPTIMIZE,
+    QUARANTINE,
+    RETIRE,
+    SEND_OPTIMIZATIONS,
+    SWEEP,
+    CeleryJobs,
+)
 from service.settings import Settings
 from service.store import Store, open_store
 from workers.app import app, settings
 from workers.archive import archive_logs
 from workers.cold_start import count_all
-from workers.consolidation.work import OnProgress, Outcome, Work
+from workers.consolidation.work import Ends, OnProgress, Work
 from workers.context_search.due import send_due
-from workers.runner import run_job
+from workers.quarantine import HashedBase, LoadedBase, quarantine_all
+from workers.retention import replicas, retire_old
+from workers.runner import run_jobs
 from workers.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
@@ -125,21 +139,62 @@ def _embedder() -> "Embedder | None":
     return load_embedder(settings)
 
 
-@app.task(name=CONSOLIDATE)
-def consolidate(job_id: str) -> None:
-    """Do one consolidation job to its end."""
+@app.task(name=RETIRE)
+def retire() -> None:
+    """Delete adapter versions that newer ones have replaced."""
 
     async def run() -> None:
-        async with opened_with_engine(settings) as (store, engine):
-            await run_job(job_id, store=store, engine=engine, settings=settings, consolidate=_consolidate)
+        async with opened() as store, replicas(settings) as evict:
+            await retire_old(store, settings, evict=evict, now=time.time())
 
     asyncio.run(run())
 
 
-def _consolidate(work: Work, progress: OnProgress) -> Outcome:
+@app.task(name=QUARANTINE)
+def quarantine() -> None:
+    """Take adapters out of use that were trained on another base model than this worker's."""
+
+    async def run() -> None:
+        async with opened() as store:
+            await quarantine_all(store, settings, base=_hashed_base, now=time.time())
+
+    asyncio.run(run())
+
+
+def _hashed_base() -> LoadedBase:
+    """The base model's hash, which needs none of it in memory; what is fetched from a hub is loaded, as a consolidation would."""
+    from workers.consolidation.base import weights_sha256
+
+    folder = Path(settings.model_path)
+    return HashedBase(settings.model_name, weights_sha256(folder)) if folder.is_dir() else _base()
+
+
+@app.task(name=CONSOLIDATE)
+def consolidate(job_ids: list[str]) -> None:
+    """Do consolidation jobs, side by side, to their ends."""
+
+    async def run() -> None:
+        async with opened_with_engine(settings) as (store, engine):
+            await run_jobs(job_ids, store=store, engine=engine, settings=settings, consolidate=_consolidate, base=_base)
+
+    asyncio.run(run())
+
+
+def _consolidate(works: Sequence[Work], progress: OnProgress) -> Ends:
     from workers.consolidation.job import consolidate as train
 
-    return train(work, base=_base(), settings=settings, progress=progress)
+    return train(works, base=_base(), settings=settings, progress=progress)
+
+
+@app.task(name=FAST_SLOW)
+def fast_slow(plan: dict[str, object], out: str) -> None:
+    """Go on with a run of Fast-Slow Training for as long as a job may take, and queue the rest."""
+    from workers.fst.plan import checked_plan
+    from workers.fst.run import train
+
+    limit = settings.job_limit_seconds
+    if train(checked_plan(**plan), Path(out), base=_base, settings=settings, limit_seconds=limit) is None:
+        app.send_task(FAST_SLOW, args=(plan, out))
 
 
 @lru_cache(1)

@@ -1,20 +1,29 @@
 """The admin's calls: adapter versions, rollback and promotion, consolidations, the audit."""
 
+import asyncio
 import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
+from service import frontier
 from service.api.auth import Caller, admin, checked_user
-from service.api.schemas import CohortRequest, ConsolidationRequest, PromoteRequest, RollbackRequest
+from service.api.schemas import (
+    CohortRequest,
+    ConsolidationRequest,
+    ConsolidationsRequest,
+    PromoteRequest,
+    RollbackRequest,
+)
 from service.domain.feedback import BASE
-from service.domain.slow_weights import Scope
+from service.domain.slow_weights import AdapterVersion, Scope
 from service.errors import Conflict
 from service.jobs import Jobs
 from service.rescoring import score_again
 from service.serving import Serving
 from service.store import Store
+from service.store.scopes import ScopeState
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 Admin = Annotated[Caller, Depends(admin)]
@@ -27,7 +36,7 @@ def _store(request: Request) -> Store:
 
 @router.get("/adapters", summary="All adapter versions")
 async def adapters(request: Request, caller: Admin) -> dict[str, Any]:
-    """Every version of the tenant by scope and number, with its report and whether it is in use or barred."""
+    """Every version of the tenant by scope and number, with its report and whether it is in use, barred or retired."""
     store = _store(request)
     versions = await store.scopes.versions(tenant=caller.tenant)
     states = {
@@ -36,15 +45,14 @@ async def adapters(request: Request, caller: Admin) -> dict[str, Any]:
     }
     return {
         "object": "list",
-        "data": [
-            version.model_dump()
-            | {
-                "in_use": states[version.scope].active == version.name,
-                "barred": version.name in states[version.scope].barred,
-            }
-            for version in versions
-        ],
+        "data": [version.model_dump() | _standing(version, states[version.scope]) for version in versions],
     }
+
+
+def _standing(version: AdapterVersion, state: ScopeState) -> dict[str, bool]:
+    """Whether it serves, and what keeps it from that: it was rolled back, or its files were deleted."""
+    name = version.name
+    return {"in_use": state.active == name, "barred": name in state.barred, "retired": name in state.retired}
 
 
 @router.get("/adapters/{name}", summary="One adapter version, with its lineage")
@@ -58,11 +66,14 @@ async def adapter(request: Request, name: str, caller: Admin) -> dict[str, Any]:
     while parent != BASE:
         lineage.append(parent)
         parent = (await store.scopes.version(parent, scope, tenant=caller.tenant)).parent
-    return version.model_dump() | {
-        "in_use": state.active == version.name,
-        "barred": version.name in state.barred,
-        "lineage": [*lineage, BASE],
-    }
+    return version.model_dump() | _standing(version, state) | {"lineage": [*lineage, BASE]}
+
+
+@router.get("/adapters/{name}/frontier.png", summary="Margin against drift over scales, drawn", response_class=Response)
+async def adapter_frontier(request: Request, name: str, caller: Admin) -> Response:
+    """What the version's report says of its scales, as a picture."""
+    version = await _store(request).scopes.find(name, tenant=caller.tenant)
+    return Response(await asyncio.to_thread(frontier.png, version), media_type="image/png")
 
 
 @router.post("/scopes/{scope:path}/rollback", summary="Go back to an older version")
@@ -112,13 +123,32 @@ async def start_consolidation(request: Request, body: ConsolidationRequest, call
         raise Conflict(
             f"{scope} is being consolidated: watch {job.id}.", param="scope", code="consolidation_in_progress"
         )
-    await jobs.consolidate(job.id)
+    await jobs.consolidate([job.id])
     return job.model_dump()
+
+
+@router.post("/consolidations/batch", status_code=202, summary="Start consolidations side by side")
+async def start_consolidations(request: Request, body: ConsolidationsRequest, caller: Admin) -> dict[str, Any]:
+    """Queue one for each scope, as many in one task as are trained side by side. A scope that is being consolidated keeps its job."""
+    serving: Serving = request.app.state.serving
+    jobs: Jobs = request.app.state.jobs
+    found, new = [], []
+    for scope in dict.fromkeys(map(Scope.parse, body.scopes)):
+        job, opened = await serving.store.jobs.open(
+            scope, tenant=caller.tenant, unique=uuid.uuid4().hex, now=time.time()
+        )
+        found.append(job)
+        if opened:
+            new.append(job.id)
+    most = serving.settings.scopes_per_job
+    for start in range(0, len(new), most):
+        await jobs.consolidate(new[start : start + most])
+    return {"object": "list", "data": [job.model_dump() for job in found]}
 
 
 @router.get("/consolidations/{job_id}", summary="Watch a consolidation")
 async def consolidation(request: Request, job_id: str, caller: Admin) -> dict[str, Any]:
-    """Stage, step of steps, loss and KL while it runs; the decision with its reasons and figures once it has ended."""
+    """Stage, step of steps, loss, KL and beta while it runs; the decision with its reasons and figures once it has ended."""
     return (await _store(request).jobs.get(job_id, tenant=caller.tenant)).model_dump()
 
 

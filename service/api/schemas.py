@@ -14,6 +14,8 @@ from service.serving import Personalization
 
 # A name in a log line, a metric or an audit entry; longer ones are a mistake.
 MAX_ID_CHARS = 256
+# Of one request; a tenant with more scopes to train has weeks of work.
+MAX_SCOPES = 256
 COHORT = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
@@ -247,6 +249,14 @@ class ConsolidationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     scope: str = Field(max_length=2 * MAX_ID_CHARS)
+
+
+class ConsolidationsRequest(BaseModel):
+    """`POST /v1/admin/consolidations/batch`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scopes: tuple[Annotated[str, Field(max_length=2 * MAX_ID_CHARS)], ...] = Field(min_length=1, max_length=MAX_SCOPES)
 
 
 class RollbackRequest(BaseModel):

@@ -98,7 +98,7 @@ async def history(
 
 
 async def _context_reply(serving: Serving, state: ChatState, *, tenant: str, user: str) -> ContextReply:
-    adapter, absorbed = await serving.adapter_in_use(state, tenant=tenant) or (BASE, frozenset[str]())
+    adapter, absorbed = await serving.adapter_in_use(state, tenant=tenant, user=user) or (BASE, frozenset[str]())
     priors = await serving.priors.of(tenant=tenant, cohort=state.cohort)
     own = state.fast_weights
     chosen = serving.contexts.standing(Wanted(tenant, user, own, adapter, absorbed, priors))

@@ -75,7 +75,7 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
         health = http_ok(f"{full.vllm_url}/health", key=full.vllm_api_key.get_secret_value())
         vllm = Child("vllm", "vLLM", (*python, "workers.vllm_server"), health, env, VLLM_READY_SECONDS)
         found.append(replace(vllm, stop_seconds=full.vllm_stop_seconds + 5.0, patience=" (about a minute)"))
-    beat = (*celery, "beat", "--schedule", str(full.data_dir / "run" / "beat-schedule"), "--pidfile=")
+    beat = (*celery, "beat", "--pidfile=", "--loglevel", "INFO")
     return [
         *found,
         *(
@@ -93,9 +93,8 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
                 ("control", "the control worker", CONTROL_QUEUE, "2"),
             )
         ),
-        Child(
-            "beat", "the scheduler", (*beat, "--loglevel", "INFO"), log_says(logs / "beat.log", "beat: Starting"), env
-        ),
+        # Another stack on the same Redis may have one already: then this one waits, ready to take over.
+        Child("beat", "the scheduler", beat, log_says(logs / "beat.log", "beat: Starting"), env),
         Child(
             "gateway",
             "the gateway",

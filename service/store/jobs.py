@@ -25,20 +25,27 @@ redis.call('HSET', scope, 'job', id)
 return id
 """
 
-# Extends the lease and shows progress, if the lease is still this worker's: 1 or 0.
+# Extends the lease and shows progress, if the lease is still this worker's: 1 or 0. One that ran out while Redis was away is this worker's
+# still if nobody else has taken the job up or ended it.
 RENEW = """#!lua
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+local lease, job, open = unpack(KEYS)
+local token, id, milliseconds, record, ttl = unpack(ARGV)
+local holder = redis.call('GET', lease)
+if holder and holder ~= token then return 0 end
+if not redis.call('ZSCORE', open, id) then return 0 end
+redis.call('SET', lease, token, 'PX', milliseconds)
+redis.call('SET', job, record, 'EX', ttl)
 return 1
 """
 
 # Ends a job, and promotes its version in the same step.
-# 'ok' | 'lost': the lease is another's | 'moved': the pointer has moved | 'barred': the same weights were rolled back before.
+# 'ok' | 'lost': another worker has the lease, or has ended the job | 'moved': the pointer has moved | 'barred': the same weights were
+# rolled back before.
 FINISH = """#!lua
 local lease, job, open, scope, versions, scopes, audit, shared = unpack(KEYS)
 local token, id, record, ttl, attempted, name, version, number, expected, scope_name, shared_name, entry = unpack(ARGV)
-if redis.call('GET', lease) ~= token then return 'lost' end
+local holder = redis.call('GET', lease)
+if (holder and holder ~= token) or not redis.call('ZSCORE', open, id) then return 'lost' end
 if name ~= '' then
   if (redis.call('HGET', scope, 'active') or 'base') ~= expected then return 'moved' end
   for _, field in ipairs(redis.call('HKEYS', scope)) do
@@ -87,6 +94,8 @@ class Job(Frozen):
     """KL to the base on the plain-text anchors that steer training, nats per token."""
     kl_chat: float | None = None
     """Likewise on chat anchors. What was measured on the judge anchors is in the report."""
+    beta: float | None = None
+    """The larger of the two KL coefficients that hold it there."""
     reasons: tuple[str, ...] = ()
     """Why it was rejected or failed."""
     version: str | None = None
@@ -156,12 +165,13 @@ class JobStore:
         await self._redis.script(RELEASE, [ScopeKeys(Scope.parse(job.scope), tenant=job.tenant).lease], token)
 
     async def renew(self, job: Job, *, token: str, lease_seconds: float) -> bool:
-        """Extend the lease and show the job's progress; false if the lease was lost."""
+        """Extend the lease and show the job's progress; false if another worker has the job, or has ended it."""
         keys = ScopeKeys(Scope.parse(job.scope), tenant=job.tenant)
         kept = await self._redis.script(
             RENEW,
-            [keys.lease, keys.job(job.id)],
+            [keys.lease, keys.job(job.id), keys.open],
             token,
+            job.id,
             int(lease_seconds * 1000),
             job.model_dump_json(),
             self._retention,
@@ -183,9 +193,8 @@ class JobStore:
             attempted: user id -> revision that the job has looked at, so that a sweep waits for more; None leaves it.
 
         Returns:
-            `lost`: another worker has the lease, nothing was written. `moved`: the version in use is no longer the candidate's
-            parent, nothing was written. `barred`: the very same weights (a name ends with their hash) were rolled back before,
-            nothing was written.
+            What was written: all with `ok`, else nothing. `lost`: another worker has the job, or has ended it. `moved`: the version in
+            use is no longer the candidate's parent. `barred`: the very same weights (a name ends with their hash) were rolled back before.
         """
         scope = Scope.parse(job.scope)
         keys = ScopeKeys(scope, tenant=job.tenant)

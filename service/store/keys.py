@@ -5,7 +5,7 @@ scope. A user's own scope lies in the user's bucket, a tenant's cohorts and its 
 never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
-opted-in.
+opted-in, budgets, base, norms.
 All else is a cache or expires: state, embeddings, int, idem, job, lease, optimizing.
 """
 
@@ -75,6 +75,11 @@ def counts() -> str:
     return in_bucket(0, "counts")
 
 
+def base() -> str:
+    """Hash of the base model that a worker loaded last: its `model` name and the `sha256` of its weights."""
+    return in_bucket(0, "base")
+
+
 class UserKeys:
     """The keys of one user of one tenant."""
 
@@ -134,6 +139,18 @@ class ColdStartKeys:
         self.cold = in_bucket(bucket, f"cold:{tenant}")
         """Hash of `revision`, `enabled`, and `priors:<scope>` -> JSON list of priors."""
         self.opted_in = opted_in(bucket)
+        self.audit = audit(bucket, tenant)
+
+
+class TenantKeys:
+    """The keys of what a tenant has set for all its scopes."""
+
+    def __init__(self, *, tenant: str) -> None:
+        bucket = _bucket(tenant)
+        self.budgets = in_bucket(bucket, f"budgets:{tenant}")
+        """Hash of KL budgets, with the fields that a scope's own have in the scope's hash."""
+        self.norms = in_bucket(bucket, f"norms:{tenant}")
+        """Hash of scope -> JSON list of norms: of all scopes, a user's own too, so that one read tells a gateway of every user's."""
         self.audit = audit(bucket, tenant)
 
 

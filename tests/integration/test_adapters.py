@@ -1,7 +1,6 @@
 """Serving adapter versions and moving between them, through the HTTP interface."""
 
 import asyncio
-import itertools
 import json
 from typing import Any
 
@@ -9,18 +8,15 @@ import httpx
 import pytest
 
 from service.domain.slow_weights import AdapterVersion, Scope
-from service.engine import VllmEngine
 from service.settings import Settings
 from service.store import Store
 from tests.conftest import OTHER_TENANT_KEY
 from tests.factories import ALICE, outcome_of
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
+from tests.jobs import Trainer, opened, run
 from tests.waiting import until
-from workers.consolidation.work import OnProgress, Outcome, Work
-from workers.runner import run_job
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}]}
-unique = itertools.count(1)
 
 
 async def teach(client: httpx.AsyncClient, comment: str) -> str:
@@ -42,17 +38,8 @@ async def consolidate(
 ) -> AdapterVersion:
     """A promoted version, by the job's real path with a stand-in for the training alone."""
 
-    def train(work: Work, _: OnProgress) -> Outcome:
-        outcome = outcome_of(work, content=content, absorbed=absorbed)
-        assert outcome.version is not None
-        vllm.adapters.add(outcome.version.name)
-        return outcome
-
-    job, _ = await store.jobs.open(scope, tenant="acme", unique=f"adapter{next(unique)}", now=0.0)
-    engine = VllmEngine(settings)
-    await run_job(job.id, store=store, engine=engine, settings=settings, consolidate=train)
-    await engine.close()
-    ended = await store.jobs.get(job.id, tenant="acme")
+    trainer = Trainer(vllm, lambda work: outcome_of(work, content=content, absorbed=absorbed))
+    ended = await run(await opened(store, scope), store, settings, trainer)
     assert ended.version is not None, ended.reasons
     return await store.scopes.version(ended.version, scope, tenant="acme")
 
@@ -79,6 +66,30 @@ async def test_the_version_in_use_serves_and_what_it_absorbed_leaves_the_context
         ("Be brief.", True, False),
         ("Rhyme.", False, True),
     ]
+
+
+async def test_what_the_adapter_absorbed_comes_back_when_the_user_says_it_again(
+    client: httpx.AsyncClient, as_admin: dict[str, str], store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    brief, rhyme = await teach(client, "Be brief."), await teach(client, "Rhyme.")
+    await consolidate(store, settings, vllm, content="ab", absorbed=(brief, rhyme))
+    await client.post("/v1/chat/completions", json=CHAT)
+    assert "Be brief." not in rendered(vllm)
+
+    await teach(client, "Be brief.")
+
+    await client.post("/v1/chat/completions", json=CHAT)
+    assert "Be brief." in rendered(vllm)
+    assert "Rhyme." not in rendered(vllm)
+    items = (await client.get("/v1/users/alice/context")).json()["items"]
+    assert [(i["text"], i["absorbed"], i["in_context"]) for i in items] == [
+        ("Be brief.", False, True),
+        ("Rhyme.", True, False),
+    ]
+    # A later version, which has seen that too, may absorb it for good.
+    await consolidate(store, settings, vllm, content="cd", absorbed=(brief, rhyme))
+    await client.post("/v1/chat/completions", json=CHAT)
+    assert "Be brief." not in rendered(vllm)
 
 
 async def test_a_rollback_is_in_force_for_the_next_request_and_brings_the_items_back(
@@ -366,7 +377,7 @@ async def test_a_consolidation_is_started_once_and_can_be_watched(
 
     assert (started.status_code, again.status_code) == (202, 409)
     assert job_id in again.json()["error"]["message"]
-    assert jobs.sent == [job_id]
+    assert jobs.sent == [[job_id]]
     assert (watched.json()["state"], watched.json()["scope"]) == ("queued", "user:alice")
 
 

@@ -1,71 +1,24 @@
-"""Jobs over real Redis: the sweep, the lease, progress, the one end of each job whatever dies. Training is a small function here."""
+"""Jobs over real Redis: what each works on, and its one end. Training is a small function here."""
 
 import asyncio
-import itertools
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import pytest
 from redis import Redis
 
 from service.domain.feedback import BASE
 from service.domain.slow_weights import Scope
-from service.engine import VllmEngine
 from service.errors import JobFailed
 from service.settings import Settings
 from service.store import Store
-from service.store.jobs import Job
 from service.store.keys import ScopeKeys
-from tests.factories import ALICE, give_feedback, outcome_of, rejected
-from tests.fakes import FakeVllm, RecordedJobs
-from tests.waiting import until
-from workers.consolidation.work import OnProgress, Outcome, Progress, Work
-from workers.runner import Consolidate, run_job
-from workers.sweep import sweep
+from tests.factories import ALICE, give_feedback, one_by_one, outcome_of, rejected
+from tests.fakes import FakeVllm
+from tests.jobs import Trainer, active, opened, run, run_all, user
+from workers.consolidation.work import Ends, OnProgress, Outcome, Progress, Work
+from workers.lease import line_of
 
-unique = itertools.count(1)
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_seconds": 0.6, "due_feedbacks": 3, "due_age_seconds": 1000.0})
-
-
-class Trainer:
-    """Stands for the training: what it makes of the work is given, vLLM then knows the version."""
-
-    def __init__(self, vllm: FakeVllm, make: Callable[[Work], Outcome] = outcome_of) -> None:
-        self.works: list[Work] = []
-        self._vllm = vllm
-        self._make = make
-
-    def __call__(self, work: Work, progress: OnProgress) -> Outcome:
-        self.works.append(work)
-        progress(Progress(stage="train", step=3, steps=40, loss=0.5, kl_text=0.01, kl_chat=0.02))
-        outcome = self._make(work)
-        if outcome.version is not None:
-            self._vllm.adapters.add(outcome.version.name)
-        return outcome
-
-
-async def opened(store: Store, scope: Scope = ALICE) -> Job:
-    job, new = await store.jobs.open(scope, tenant="acme", unique=f"job{next(unique)}", now=100.0)
-    assert new
-    return job
-
-
-async def run(job: Job, store: Store, settings: Settings, consolidate: Consolidate) -> Job:
-    engine = VllmEngine(settings)
-    try:
-        await run_job(job.id, store=store, engine=engine, settings=settings, consolidate=consolidate)
-    finally:
-        await engine.close()
-    return await store.jobs.get(job.id, tenant="acme")
-
-
-async def active(store: Store, scope: Scope = ALICE) -> str:
-    return (await store.scopes.state(scope, tenant="acme")).active
+COHORT, EVERYBODY = Scope(kind="cohort", name="legal"), Scope(kind="global")
 
 
 async def test_a_job_that_succeeds_promotes_its_version(store: Store, settings: Settings, vllm: FakeVllm) -> None:
@@ -75,7 +28,7 @@ async def test_a_job_that_succeeds_promotes_its_version(store: Store, settings: 
 
     ended = await run(await opened(store), store, settings, trainer)
 
-    assert (ended.state, ended.attempts, ended.loss) == ("promoted", 1, 0.5)
+    assert (ended.state, ended.attempts, ended.loss, ended.beta) == ("promoted", 1, 0.5, 0.7)
     assert ended.version == await active(store)
     [work] = trainer.works
     assert (work.parent, work.number, work.users["alice"].head) == (BASE, 1, 3)
@@ -118,7 +71,7 @@ async def test_a_rejected_candidate_leaves_the_version_in_use_and_says_why(
 async def test_a_job_that_fails_says_why_and_frees_the_scope(
     store: Store, settings: Settings, error: Exception, reason: str
 ) -> None:
-    def fail(work: Work, progress: OnProgress) -> Outcome:
+    def fail(works: Sequence[Work], progress: OnProgress) -> Ends:
         raise error
 
     await give_feedback(store, 1)
@@ -136,7 +89,7 @@ async def test_a_scope_without_feedback_fails_with_the_reason(store: Store, sett
 
 async def test_a_version_that_vllm_can_not_serve_is_not_promoted(store: Store, settings: Settings) -> None:
     await give_feedback(store, 1)
-    ended = await run(await opened(store), store, settings, lambda work, _: outcome_of(work))
+    ended = await run(await opened(store), store, settings, one_by_one(lambda work, _: outcome_of(work)))
     assert (ended.state, await active(store)) == ("failed", BASE)
     assert "vLLM could not serve" in ended.reasons[0]
 
@@ -157,127 +110,20 @@ async def test_one_scope_has_one_open_job(store: Store) -> None:
     assert (second.id, new) == (first.id, False)
 
 
-class SlowTrainer(Trainer):
-    """Starts, then waits until the test lets it go on."""
-
-    def __init__(self, vllm: FakeVllm, make: Callable[[Work], Outcome] = outcome_of) -> None:
-        super().__init__(vllm, make)
-        self.started, self.go_on = threading.Event(), threading.Event()
-
-    def __call__(self, work: Work, progress: OnProgress) -> Outcome:
-        self.started.set()
-        assert self.go_on.wait(20)
-        return super().__call__(work, progress)
-
-
-async def test_two_workers_for_one_job_end_it_once(store: Store, settings: Settings, vllm: FakeVllm) -> None:
-    await give_feedback(store, 1)
-    slow, second = SlowTrainer(vllm), Trainer(vllm)
-    job = await opened(store)
-    first = asyncio.create_task(run(job, store, settings, slow))
-    await asyncio.to_thread(slow.started.wait, 10)
-    began = time.time()
-
-    async def outlasted_its_first_lease() -> bool:
-        [(_, held)] = await store.jobs.unfinished()
-        return held and time.time() > began + 2 * settings.lease_seconds
-
-    await until(outlasted_its_first_lease, seconds=10)
-    await run(job, store, settings, second)
-    assert second.works == []
-    slow.go_on.set()
-    assert (await first).state == "promoted"
-    assert len(await store.scopes.versions(tenant="acme")) == 1
-
-
-async def test_a_worker_that_lost_its_lease_writes_nothing(
-    store: Store, settings: Settings, vllm: FakeVllm, redis_url: str
-) -> None:
-    """As after a long SIGSTOP: its lease ran out, another worker did the job, then it wakes up."""
-    await give_feedback(store, 1)
-    job = await opened(store)
-    sleeper = SlowTrainer(vllm, lambda work: outcome_of(work, content="ef"))
-    first = asyncio.create_task(run(job, store, settings, sleeper))
-    await asyncio.to_thread(sleeper.started.wait, 10)
-    with Redis.from_url(redis_url) as redis:
-        assert redis.delete(ScopeKeys(ALICE, tenant="acme").lease) == 1
-
-    ended = await run(job, store, settings, Trainer(vllm, lambda work: outcome_of(work, content="cd")))
-    sleeper.go_on.set()
-    await first
-
-    assert ended.state == "promoted"
-    assert [v.name for v in await store.scopes.versions(tenant="acme")] == [ended.version]
-    assert await store.jobs.get(job.id, tenant="acme") == ended
-
-
-async def test_the_sweep_queues_what_is_due_and_nothing_else(store: Store, settings: Settings) -> None:
-    jobs = RecordedJobs()
-    for n in (1, 2, 3):
-        await give_feedback(store, n)
-    await give_feedback(store, 1, user="bob")
-
-    queued = await sweep(store, jobs, settings, now=10.0, unique=lambda: f"s{next(unique)}")
-
-    assert jobs.sent == queued
-    [job_id] = queued
-    assert (await store.jobs.get(job_id, tenant="acme")).scope == "user:alice"
-    assert await sweep(store, jobs, settings, now=10.1, unique=lambda: f"s{next(unique)}") == []
-
-
-async def test_old_feedback_is_due_even_when_there_is_little(store: Store, settings: Settings) -> None:
-    patient = settings.model_copy(update={"due_feedbacks": 100, "min_feedbacks": 2})
-    await give_feedback(store, 1)
-    await give_feedback(store, 2)
-    assert await sweep(store, RecordedJobs(), patient, now=900.0, unique=lambda: f"s{next(unique)}") == []
-    assert len(await sweep(store, RecordedJobs(), patient, now=1100.0, unique=lambda: f"s{next(unique)}")) == 1
-
-
-async def test_after_a_consolidation_only_new_feedback_counts(store: Store, settings: Settings, vllm: FakeVllm) -> None:
-    for n in (1, 2, 3):
-        await give_feedback(store, n)
-    await run(await opened(store), store, settings, Trainer(vllm))
-    assert await sweep(store, RecordedJobs(), settings, now=10.0, unique=lambda: f"s{next(unique)}") == []
-    assert await store.jobs.due() == []
-    for n in (4, 5, 6):
-        await give_feedback(store, n)
-    assert len(await sweep(store, RecordedJobs(), settings, now=10.0, unique=lambda: f"s{next(unique)}")) == 1
-
-
-async def test_a_rejected_attempt_waits_for_new_feedback(store: Store, settings: Settings, vllm: FakeVllm) -> None:
-    for n in (1, 2, 3):
-        await give_feedback(store, n)
-    await run(await opened(store), store, settings, Trainer(vllm, lambda _: rejected("no better")))
-    assert await sweep(store, RecordedJobs(), settings, now=10.0, unique=lambda: f"s{next(unique)}") == []
-
-
-async def test_a_dead_workers_job_is_queued_again_once_its_lease_is_gone(store: Store, settings: Settings) -> None:
-    await give_feedback(store, 1)
-    job = await opened(store)
-    await store.jobs.acquire(job, token="dead", lease_seconds=0.2)
-    jobs = RecordedJobs()
-    later = 100.0 + settings.lease_seconds + 1
-
-    assert await sweep(store, jobs, settings, now=later, unique=lambda: "x") == []
-    await until(lambda: sweep(store, jobs, settings, now=later, unique=lambda: "x"), seconds=5)
-    assert jobs.sent == [job.id]
-
-
 async def test_a_cohorts_job_works_on_all_its_members_and_serves_them(
     store: Store, settings: Settings, vllm: FakeVllm
 ) -> None:
-    cohort = Scope(kind="cohort", name="legal")
-    for user in ("alice", "bob", "carol"):
-        await give_feedback(store, 1, user=user)
-    for user in ("alice", "bob", "newcomer"):
-        await store.users.set_cohort("legal", tenant="acme", user=user)
+    for name in ("alice", "bob", "carol"):
+        await give_feedback(store, 1, user=name)
+    for name in ("alice", "bob", "newcomer"):
+        await store.users.set_cohort("legal", tenant="acme", user=name)
     trainer = Trainer(vllm)
 
-    ended = await run(await opened(store, cohort), store, settings, trainer)
+    ended = await run(await opened(store, COHORT), store, settings, trainer)
 
     assert set(trainer.works[0].users) == {"alice", "bob"}
     served = await store.users.chat_state(tenant="acme", user="newcomer")
-    assert served.adapters == ((cohort, ended.version),)
+    assert served.adapters == ((COHORT, ended.version),)
     assert (await store.users.chat_state(tenant="acme", user="carol")).adapters == ()
     assert (await store.users.chat_state(tenant="globex", user="newcomer")).adapters == ()
 
@@ -311,3 +157,126 @@ async def test_weights_that_were_rolled_back_are_not_promoted_again(
     assert (again.state, again.reasons) == ("rejected", ("these very weights were rolled back before",))
     assert other.state == "promoted"
     assert other.version != first.version
+
+
+async def test_several_scopes_are_trained_by_one_call_and_each_has_its_own_end(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    for name in ("alice", "bob", "carol", "dave"):
+        await give_feedback(store, 1, user=name)
+    jobs = [await opened(store, user(name)) for name in ("alice", "bob", "carol", "dave", "nobody")]
+    calls = []
+
+    def train(work: Work, progress: OnProgress) -> Outcome:
+        if work.scope.name == "bob":
+            raise JobFailed("too little data")
+        if work.scope.name == "dave":
+            # Published, as it says, but vLLM does not know it.
+            return outcome_of(work)
+        return trainer.train(work, progress)
+
+    def consolidate(works: Sequence[Work], progress: OnProgress) -> Ends:
+        calls.append([work.scope.name for work in works])
+        return one_by_one(train)(works, progress)
+
+    trainer = Trainer(vllm, lambda work: rejected("no better") if work.scope.name == "carol" else outcome_of(work))
+    ended = await run_all([*jobs, jobs[0]], store, settings, consolidate)
+
+    assert calls == [["alice", "bob", "carol", "dave"]]
+    assert [job.state for job in ended] == ["promoted", "failed", "rejected", "failed", "failed", "promoted"]
+    reasons = [" ".join(job.reasons) for job in ended[1:5]]
+    assert reasons[:2] == ["too little data", "no better"]
+    assert "vLLM could not serve" in reasons[2]
+    assert "no feedback in user:nobody" in reasons[3]
+    assert await store.jobs.unfinished() == []
+
+
+async def test_an_error_that_nobody_foresaw_fails_all_that_had_not_ended(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    await give_feedback(store, 1)
+    await give_feedback(store, 1, user="bob")
+    jobs = [await opened(store, user(name)) for name in ("alice", "bob", "nobody")]
+
+    def explode(works: Sequence[Work], progress: OnProgress) -> Ends:
+        raise MemoryError("no room")
+
+    ended = await run_all(jobs, store, settings, explode)
+    assert [job.state for job in ended] == ["failed"] * 3
+    assert [("MemoryError: no room" in job.reasons[0]) for job in ended] == [True, True, False]
+    assert await store.jobs.unfinished() == []
+
+
+async def test_a_job_that_the_training_forgets_fails_and_says_so(store: Store, settings: Settings) -> None:
+    await give_feedback(store, 1)
+    ended = await run(await opened(store), store, settings, lambda works, progress: {})
+    assert (ended.state, ended.reasons) == ("failed", ("the training handed back no end for this job",))
+
+
+async def test_a_base_that_can_not_be_loaded_fails_all_jobs_with_its_reason(store: Store, settings: Settings) -> None:
+    await give_feedback(store, 1)
+    loads = []
+
+    def broken() -> Work:
+        loads.append(1)
+        raise JobFailed("the base model is not there")
+
+    jobs = [await opened(store, user(name)) for name in ("alice", "bob")]
+    ended = await run_all(jobs, store, settings, one_by_one(lambda work, _: outcome_of(work)), base=broken)
+    assert {(job.state, job.reasons) for job in ended} == {("failed", ("the base model is not there",))}
+    assert len(loads) == 1
+
+
+async def test_a_users_work_names_what_would_serve_them_without_an_adapter_of_their_own(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    await give_feedback(store, 1)
+    await store.users.set_cohort("legal", tenant="acme", user="alice")
+    trainer, found = Trainer(vllm, lambda work: outcome_of(work, content=str(work.scope.kind).encode().hex())), []
+    for scope in (user("alice"), EVERYBODY, user("alice"), COHORT, user("alice")):
+        await run(await opened(store, scope), store, settings, trainer)
+        found.append(trainer.works[-1].pooled)
+    everybodys, cohorts = await active(store, EVERYBODY), await active(store, COHORT)
+    assert found == [BASE, BASE, everybodys, BASE, cohorts]
+
+
+async def test_a_lease_that_ran_out_is_still_its_workers_until_another_has_the_job_or_has_ended_it(
+    store: Store, redis_url: str
+) -> None:
+    job = await opened(store)
+
+    async def renewed(token: str) -> bool:
+        return await store.jobs.renew(job, token=token, lease_seconds=60)
+
+    def run_out() -> None:
+        with Redis.from_url(redis_url) as redis:
+            assert redis.delete(ScopeKeys(ALICE, tenant="acme").lease) == 1
+
+    assert await store.jobs.acquire(job, token="first", lease_seconds=60)
+    run_out()
+    assert await renewed("first")
+    run_out()
+    assert await store.jobs.acquire(job, token="second", lease_seconds=60)
+    assert not await renewed("first")
+    failed = job.model_copy(update={"state": "failed"})
+    assert await store.jobs.finish(failed, token="first", attempted=None) == "lost"
+    run_out()
+    assert await store.jobs.finish(failed, token="second", attempted=None) == "ok"
+    assert not await renewed("first")
+    assert await store.jobs.finish(job, token="first", attempted=None) == "lost"
+    assert await store.jobs.get(job.id, tenant="acme") == failed
+
+
+@pytest.mark.parametrize(
+    ("progress", "line"),
+    [
+        (Progress(stage="data"), "data"),
+        (Progress(stage="measure", step=3), "measure 3"),
+        (
+            Progress(stage="train", step=10, steps=40, loss=0.4123, kl_text=0.0081, kl_chat=0.024, beta=0.5),
+            "train █████░░░░░░░░░░░░░░░ 10/40, loss 0.412, KL text 0.0081 chat 0.0240 nats, beta 0.5",
+        ),
+    ],
+)
+def test_the_workers_log_says_where_a_job_is(progress: Progress, line: str) -> None:
+    assert line_of(progress) == line

@@ -1,48 +1,29 @@
-"""When a scope is due, what is promoted, how scopes and errors are written."""
+"""When a scope is due, how scopes and errors are written."""
 
 import pickle
 
 import pytest
 
-from service.domain.policy import decide, is_due
-from service.domain.slow_weights import NAME, Margins, Promote, Reject, Scope, TrainReport, version_name
+from service.domain.policy import is_due
+from service.domain.slow_weights import NAME, Scope, version_name
 from service.errors import ContextLengthExceeded, EngineUnavailable, FastslowError, InvalidRequest, UpstreamRejected
-from tests.factories import divergence, train_report
 
-DUE = {"due_feedbacks": 16, "due_age_seconds": 100.0, "min_feedbacks": 4}
+DUE = {"due_feedbacks": 16, "due_age_seconds": 100.0, "min_feedbacks": 4, "min_total": 4}
 
 
 @pytest.mark.parametrize(
     ("pending", "age", "due"), [(16, 0.0, True), (15, 0.0, False), (4, 100.0, True), (3, 1e9, False), (4, 99.0, False)]
 )
 def test_a_scope_is_due_by_enough_feedback_or_by_age(pending: int, age: float, due: bool) -> None:
-    assert is_due(pending=pending, oldest_age_seconds=age, **DUE) is due
-
-
-def test_a_candidate_within_budget_that_beats_all_is_promoted() -> None:
-    assert isinstance(decide(train_report()), Promote)
+    assert is_due(pending=pending, total=pending, oldest_age_seconds=age, **DUE) is due
 
 
 @pytest.mark.parametrize(
-    ("bad", "word"),
-    [
-        (train_report(text=divergence(upper=0.021)), "plain-text"),
-        (train_report(text=divergence(worst=0.21)), "worst anchor"),
-        (train_report(margins=Margins(base=0.1, current=0.5, candidate=0.5)), "version in use"),
-        (train_report(margins=Margins(base=0.6, current=0.2, candidate=0.5)), "the base"),
-        (train_report(scale=0.0), "no scale"),
-        (
-            train_report(
-                margins=Margins(base=0.1, current=0.2, candidate=0.5, base_with_context=0.7, candidate_with_context=0.6)
-            ),
-            "with the context",
-        ),
-    ],
+    ("pending", "total", "due"), [(19, 19, False), (20, 20, True), (4, 19, False), (4, 24, True), (3, 1000, False)]
 )
-def test_each_failing_is_a_reason_to_reject(bad: TrainReport, word: str) -> None:
-    decision = decide(bad)
-    assert isinstance(decision, Reject)
-    assert any(word in reason for reason in decision.reasons)
+def test_a_users_own_scope_needs_enough_in_all_and_then_little_that_is_new(pending: int, total: int, due: bool) -> None:
+    own = DUE | {"min_total": 20}
+    assert is_due(pending=pending, total=total, oldest_age_seconds=100.0, **own) is due
 
 
 @pytest.mark.parametrize("text", ["user:alice", "user:a:b/c", "cohort:legal", "global"])

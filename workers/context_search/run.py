@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Literal
 
+from service.domain.absorption import absorbed
 from service.domain.context import Count
 from service.domain.events import PopulationEvent
 from service.domain.fast_weights import FastWeights
@@ -93,7 +94,7 @@ class Optimizing:
 
     async def _search(self, *, tenant: str, user: str, deadline: float) -> Outcome:
         chat = await self._store.users.chat_state(tenant=tenant, user=user)
-        adapter, absorbed = await self._in_use(chat, tenant=tenant)
+        adapter, unneeded = await self._in_use(chat, tenant=tenant, user=user)
         state = chat.fast_weights
         if _is_done(state, adapter=adapter):
             await self._store.optimizations.settle(tenant=tenant, user=user, revision=state.revision)
@@ -111,7 +112,7 @@ class Optimizing:
             revisions=revisions,
             model=self._settings.model_name,
             adapter=adapter,
-            absorbed=absorbed,
+            absorbed=unneeded,
             budget_tokens=self._settings.most_context_tokens,
             count=self._count,
         )
@@ -155,8 +156,8 @@ class Optimizing:
                 if attempt == MOST_CONFLICTS - 1:
                     raise
 
-    async def _in_use(self, chat: ChatState, *, tenant: str) -> tuple[str, frozenset[str]]:
-        """The version that serves the user and what it has absorbed; the base where there is none."""
+    async def _in_use(self, chat: ChatState, *, tenant: str, user: str) -> tuple[str, frozenset[str]]:
+        """The version that serves the user and what it makes unnecessary; the base where there is none."""
         if not chat.adapters:
             return BASE, frozenset()
         scope, name = chat.adapters[0]
@@ -164,7 +165,7 @@ class Optimizing:
             version = await self._store.scopes.version(name, scope, tenant=tenant)
         except NotFound:
             return BASE, frozenset()
-        return name, frozenset(version.report.absorbed)
+        return name, absorbed(version, chat.fast_weights, user=user)
 
 
 def _is_done(state: FastWeights, *, adapter: str) -> bool:

@@ -1,0 +1,212 @@
+"""Old adapter versions over real Redis and a folder: marked, evicted from every replica, deleted, in this order."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.domain.feedback import BASE
+from service.domain.slow_weights import AdapterVersion
+from service.settings import Settings
+from service.store import Store
+from tests.factories import ALICE, give_feedback, one_by_one, outcome_of
+from tests.fakes import FakeVllm
+from tests.jobs import Trainer, active, opened, run
+from workers.consolidation.work import Outcome, Work
+from workers.retention import replicas, retire_old, superseded
+
+NOBODY_THERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"versions_kept": 2})
+
+
+def publishing(settings: Settings) -> Callable[[Work], Outcome]:
+    """Trains versions whose folders lie in the adapter store, each with weights of its own."""
+
+    def make(work: Work) -> Outcome:
+        outcome = outcome_of(work, content=f"{work.number:02d}")
+        assert outcome.version is not None
+        publish(settings, outcome.version)
+        return outcome
+
+    return make
+
+
+def publish(settings: Settings, version: AdapterVersion) -> None:
+    folder = settings.adapter_store_dir / version.name
+    folder.mkdir(parents=True)
+    (folder / "provenance.json").write_text(version.model_dump_json())
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+async def promoted(store: Store, settings: Settings, vllm: FakeVllm, *, versions: int) -> list[str]:
+    """Names of so many versions, each trained on the one before, the last in use."""
+    trainer, names = Trainer(vllm, publishing(settings)), []
+    await give_feedback(store, 1)
+    for _ in range(versions):
+        ended = await run(await opened(store), store, settings, trainer)
+        assert ended.version is not None
+        names.append(ended.version)
+    return names
+
+
+async def tick(store: Store, settings: Settings) -> list[str]:
+    async with replicas(settings) as evict:
+        return await retire_old(store, settings, evict=evict, now=time.time())
+
+
+def half_deleted(folder: Path) -> None:
+    """What a worker leaves behind that dies while it deletes."""
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"half")
+
+
+def on_disk(settings: Settings) -> list[str]:
+    return sorted(folder.name for folder in settings.adapter_store_dir.iterdir())
+
+
+async def test_versions_that_newer_ones_have_replaced_are_evicted_and_deleted(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+
+    deleted = await tick(store, settings)
+
+    # In use, where a rollback goes, and two more.
+    assert (deleted, vllm.evicted) == (names[:2], names[:2])
+    assert on_disk(settings) == sorted(names[2:])
+    assert await tick(store, settings) == []
+
+
+async def test_a_retired_version_can_not_serve_again_and_its_record_stays(
+    client: httpx.AsyncClient, as_admin: dict[str, str], store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=5)
+    await tick(store, settings)
+    path = "/v1/admin/scopes/user:alice"
+
+    refused = [
+        await client.post(f"{path}/promote", json={"version": names[0], "reason": "r"}, headers=as_admin),
+        await client.post(f"{path}/rollback", json={"to": names[0], "reason": "r"}, headers=as_admin),
+    ]
+    listed = (await client.get("/v1/admin/adapters", headers=as_admin)).json()["data"]
+
+    assert [(reply.status_code, reply.json()["error"]["code"]) for reply in refused] == [(409, "version_retired")] * 2
+    assert "its files were deleted" in refused[0].json()["error"]["message"]
+    assert [(v["name"], v["retired"], v["in_use"]) for v in listed] == [
+        (name, name == names[0], name == names[-1]) for name in names
+    ]
+    assert (await client.get(f"/v1/admin/adapters/{names[0]}", headers=as_admin)).json()["retired"] is True
+
+
+async def test_rollbacks_go_back_as_far_as_versions_are_kept_and_then_to_the_base(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=5)
+    await tick(store, settings)
+    went = []
+    while await active(store) != BASE:
+        entry = await store.scopes.rollback(ALICE, tenant="acme", to=None, actor="a", reason="r", now=1.0)
+        went.append(entry.to_version)
+        await tick(store, settings)
+    assert went == [*names[3:0:-1], BASE]
+    assert on_disk(settings) == names[3:]
+
+
+async def test_nothing_is_deleted_while_a_replica_is_away_and_all_of_it_when_it_is_back(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+    away = settings.model_copy(update={"vllm_replica_urls": (vllm.url, NOBODY_THERE)})
+
+    assert await tick(store, away) == []
+    assert on_disk(settings) == sorted(names)
+    assert (await store.scopes.state(ALICE, tenant="acme")).retired == set(names[:2])
+
+    assert await tick(store, settings.model_copy(update={"vllm_replica_urls": (vllm.url, f"{vllm.url}/")})) == names[:2]
+    assert on_disk(settings) == sorted(names[2:])
+
+
+async def test_a_version_that_replies_in_flight_still_read_stays_until_the_next_tick(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+    vllm.reading.add(names[0])
+    assert await tick(store, settings) == [names[1]]
+    vllm.reading.clear()
+    assert await tick(store, settings) == [names[0]]
+
+
+async def test_a_larger_number_to_keep_brings_nothing_back(store: Store, settings: Settings, vllm: FakeVllm) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+    await tick(store, settings.model_copy(update={"vllm_replica_urls": (NOBODY_THERE,)}))
+    assert await tick(store, settings.model_copy(update={"versions_kept": 9})) == names[:2]
+
+
+async def test_what_was_published_and_never_promoted_goes_once_its_job_has_ended(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    await give_feedback(store, 1)
+    make, during = publishing(settings), []
+
+    def train(work: Work) -> Outcome:
+        outcome = make(work)
+        during.extend(on_disk(settings))
+        return outcome
+
+    job = await opened(store)
+    # vLLM can't serve it, so it is not promoted.
+    ended = await run(job, store, settings, one_by_one(lambda work, _: train(work)))
+    assert (ended.state, on_disk(settings)) == ("failed", during)
+    assert await tick(store, settings) == during
+    assert on_disk(settings) == []
+
+
+async def test_what_an_unfinished_or_unknown_job_has_published_stays(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=1)
+    job = await opened(store)
+    in_use = await store.scopes.version(names[0], ALICE, tenant="acme")
+    for number, of in ((2, job.id), (3, "con-001-forgotten")):
+        name = f"{in_use.name[:15]}-{number:04d}-{'c' * 12}"
+        publish(settings, in_use.model_copy(update={"name": name, "job": of, "number": number}))
+    assert await tick(store, settings) == []
+    assert len(on_disk(settings)) == 3
+
+
+async def test_the_version_in_use_is_never_retired(store: Store, settings: Settings, vllm: FakeVllm) -> None:
+    first, second = await promoted(store, settings, vllm, versions=2)
+    assert await store.scopes.retire([first, second], ALICE, tenant="acme", now=1.0) == [first]
+
+
+async def test_a_store_that_is_not_there_yet_has_nothing_old(store: Store, settings: Settings) -> None:
+    assert await tick(store, settings) == []
+
+
+async def test_half_a_deletion_is_not_seen_as_a_version(store: Store, settings: Settings, vllm: FakeVllm) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+    half_deleted(settings.adapter_store_dir / f".aside-retired-{names[0]}")
+    assert await tick(store, settings) == names[:2]
+    assert on_disk(settings) == sorted(names[2:])
+
+
+@pytest.mark.parametrize(
+    ("active", "previous", "kept", "old"),
+    [
+        ("6", "5", 2, ["1", "2"]),
+        ("6", "1", 2, ["2", "3"]),
+        ("2", "base", 3, ["1", "3"]),
+        ("base", "base", 4, ["1", "2"]),
+        ("6", "5", 9, []),
+    ],
+)
+def test_kept_are_the_one_in_use_where_a_rollback_goes_and_the_newest_others(
+    active: str, previous: str, kept: int, old: list[str]
+) -> None:
+    assert superseded(["1", "2", "3", "4", "5", "6"], active=active, previous=previous, kept=kept) == old

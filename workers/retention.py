@@ -1,0 +1,146 @@
+"""Old adapter versions: retired when newer ones have taken their place, and deleted once no replica of vLLM holds them.
+
+In this order: marked in Redis, so that no pointer can move to it any more; evicted from every replica; its folder deleted. Whatever dies in
+between is done again at the next tick. Versions that were published and never promoted, because their job ended otherwise, go the same way.
+Records stay, for the audit.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from service.domain.slow_weights import Scope
+from service.errors import EngineUnavailable, NotFound
+from service.settings import Settings
+from service.store import Store
+from workers.adapter_store import by_scope, provenance
+
+log = logging.getLogger(__name__)
+
+# vLLM answers an eviction within five seconds, and says so where replies in flight make it wait for longer.
+EVICT_SECONDS = 15.0
+# An eviction waits for the replies in flight, so several are asked for at once.
+AT_ONCE = 16
+# Those over it wait for the next tick: other tasks want the control queue too.
+MOST_A_TICK = 512
+# A folder that is being deleted is renamed to this first; no version's name begins so, and publishing removes what is left of it.
+DOOMED = ".aside-retired-"
+
+Evict = Callable[[str], Awaitable[bool]]
+"""Has every replica let go of a version; False where one still needs it.
+
+Raises:
+    EngineUnavailable: a replica is away.
+"""
+
+
+async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: float) -> list[str]:
+    """Retire what newer versions have replaced, and delete what is retired; the names of the versions that were deleted.
+
+    Raises:
+        OSError: the adapter store can't be read or written.
+    """
+    old: list[str] = []
+    for tenant, scope, names in by_scope(settings.adapter_store_dir):
+        old += await _retired(store, scope, names, tenant=tenant, settings=settings, now=now)
+    deleted: list[str] = []
+    for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
+        names = old[start : start + AT_ONCE]
+        answers = await asyncio.gather(*map(evict, names), return_exceptions=True)
+        for name, answer in zip(names, answers, strict=True):
+            if answer is True:
+                await asyncio.to_thread(_delete, settings.adapter_store_dir / name)
+                log.info("%s is retired and was deleted", name)
+                deleted.append(name)
+        if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
+            if not isinstance(failed, EngineUnavailable):
+                raise failed
+            log.warning("old adapter versions are not deleted until every replica answers: %s", failed.message)
+            break
+    return deleted
+
+
+async def _retired(
+    store: Store, scope: Scope, names: Sequence[str], *, tenant: str, settings: Settings, now: float
+) -> list[str]:
+    """Of a scope's versions in the adapter store those that may go: retired now or before, and those that never came to serve."""
+    promoted, never = [], []
+    for name in names:
+        if await _is_promoted(store, name, scope, tenant=tenant):
+            promoted.append(name)
+        elif await _has_ended(store, settings.adapter_store_dir / name, scope, tenant=tenant):
+            never.append(name)
+    state = await store.scopes.state(scope, tenant=tenant)
+    standing = [name for name in promoted if name not in state.retired]
+    previous = await store.scopes.previous(state, scope, tenant=tenant)
+    old = superseded(standing, active=state.active, previous=previous, kept=settings.versions_kept)
+    retired = {*state.retired, *await store.scopes.retire(old, scope, tenant=tenant, now=now)}
+    return [name for name in promoted if name in retired] + never
+
+
+def superseded(names: Sequence[str], *, active: str, previous: str, kept: int) -> list[str]:
+    """Versions that are neither in use, nor where a rollback goes, nor among the newest `kept` of the others.
+
+    Args:
+        names: of one scope, the oldest first.
+    """
+    others = [name for name in names if name not in (active, previous)]
+    return others[: max(0, len(others) - kept)]
+
+
+async def _is_promoted(store: Store, name: str, scope: Scope, *, tenant: str) -> bool:
+    try:
+        await store.scopes.version(name, scope, tenant=tenant)
+    except NotFound:
+        return False
+    return True
+
+
+async def _has_ended(store: Store, folder: Path, scope: Scope, *, tenant: str) -> bool:
+    """Whether the job that published a version has ended without promoting it. Of a job that is not known any more nobody can tell."""
+    version = provenance(folder)
+    job = await store.jobs.load(version.job) if version else None
+    # Its end and the promotion are one step, so after its end the record is there or will never be.
+    return job is not None and job.ended and not await _is_promoted(store, folder.name, scope, tenant=tenant)
+
+
+def _delete(folder: Path) -> None:
+    """Nobody sees half of a version: its name goes first."""
+    doomed = folder.with_name(f"{DOOMED}{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+@asynccontextmanager
+async def replicas(settings: Settings) -> AsyncIterator[Evict]:
+    """Evicts from every vLLM of the settings."""
+    key = settings.vllm_api_key.get_secret_value()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    timeout = aiohttp.ClientTimeout(total=EVICT_SECONDS, sock_connect=settings.upstream_connect_seconds)
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
+
+        async def evict(name: str) -> bool:
+            answers = [await _evicted(http, url, name) for url in settings.replica_urls]
+            return all(answers)
+
+        yield evict
+
+
+async def _evicted(http: aiohttp.ClientSession, url: str, name: str) -> bool:
+    try:
+        async with http.delete(f"{url}/fastslow/adapters/{name}") as reply:
+            if reply.status not in (200, 202):
+                raise EngineUnavailable(f"{url} answers {reply.status} to an eviction")
+            answer = await reply.json()
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise EngineUnavailable(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+    if not answer["evicted"]:
+        log.info("%s stays for now: replies at %s may still use it", name, url)
+    return bool(answer["evicted"])
