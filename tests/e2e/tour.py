@@ -31,6 +31,10 @@ LESSONS = {
     "What is a map for?": "A map shows where places are. Cheers!",
     "How does a lock work?": "A key lifts pins so that the lock can turn. Cheers!",
     "What is a poem?": "A poem is words set in rhythm to stir feeling. Cheers!",
+    "How do magnets work?": "They pull on iron without touching it. Cheers!",
+    "What is a volcano?": "A volcano is a mountain that lets out lava. Cheers!",
+    "Why do leaves fall?": "Trees drop leaves to save water in winter. Cheers!",
+    "What does a judge do?": "A judge decides what the law says. Cheers!",
 }
 ASKED = ("Why is the sky blue?", "What is a verb?", "Why do cats purr?")
 
@@ -120,7 +124,7 @@ def main() -> None:
         tour.ask(question)
     for question in others[3:]:
         tour.feedback(tour.ask(question, show=False), correction=LESSONS[question])
-    print("\nAfter sixteen corrections, a consolidation:")
+    print("\nAfter twenty corrections, a consolidation:")
     tour.consolidate()
     print("\nServed by it:")
     for question in ASKED:

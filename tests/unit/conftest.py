@@ -30,6 +30,7 @@ def tiny_settings(tiny_model_path: Path, tmp_path: Path) -> Settings:
         worker_device="cpu",
         data_dir=tmp_path,
         anchors=8,
+        user_min_feedbacks=4,
         train_steps=6,
         train_batch=2,
         lora_rank=4,

@@ -1,4 +1,4 @@
-"""A whole consolidation on a tiny random model: its order, what it publishes, and how it fails."""
+"""Whole consolidations on a tiny random model: their order, what they publish, and how they fail."""
 
 import json
 import math
@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
+from service.domain.policy import Limits
 from service.domain.slow_weights import NAME, AdapterVersion, Promote, Reject, Scope
 from service.errors import JobFailed
 from service.settings import Settings
 from tests.consolidation_data import corrections, user_log
-from workers.consolidation.adapters import TRAINED, Adapters
-from workers.consolidation.anchors import KINDS, load_anchors, prompts
+from workers.consolidation.anchors import KINDS, load_anchors, own_topics, prompts
 from workers.consolidation.base import load_base
 from workers.consolidation.job import consolidate
-from workers.consolidation.rows import Row, pack, token_logprobs
-from workers.consolidation.trainer import schedule
-from workers.consolidation.work import Work
+from workers.consolidation.work import LeaseLost, Work
 
 
 def work(log, **changes):
@@ -32,13 +30,40 @@ def work(log, **changes):
     return Work(**{**fields, **changes})
 
 
+def of_user(name, *, count):
+    log = user_log(corrections(name, count=count))
+    return work(log, job=f"job-{name}", scope=Scope(kind="user", name=name), users={name: log})
+
+
 def roomy(settings, **changes):
     """Budgets that a random model's training stays inside."""
     return settings.model_copy(update={"kl_text_budget_nats": 50.0, "kl_chat_budget_nats": 50.0, **changes})
 
 
-def quiet(_):
+# A random model knows nothing that it could forget, and what it says has no shape that it could lose.
+LENIENT = Limits(
+    serving_loss_nats=100.0,
+    min_value_nats=-1e9,
+    accuracy_drop=2.0,
+    ability_loss_nats=1e3,
+    repetition_rise=2.0,
+    loops_rise=2.0,
+    length_factor=1e9,
+)
+
+
+def quiet(*_):
     pass
+
+
+def end_of(base, settings, of, progress=quiet):
+    """How one work ends; what stopped it is raised."""
+    ends = consolidate([of], base=base, settings=settings, progress=progress, limits=LENIENT)
+    assert list(ends) == [of.job]
+    end = ends[of.job]
+    if isinstance(end, Exception):
+        raise end
+    return end
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +74,7 @@ def log():
 def test_a_consolidation_publishes_what_it_measured(tiny_base, tiny_settings, log):
     seen = []
     settings = roomy(tiny_settings, learning_rate=1e-2)
-    outcome = consolidate(work(log), base=tiny_base, settings=settings, progress=seen.append)
+    outcome = end_of(tiny_base, settings, work(log), lambda _, p: seen.append(p))
     assert outcome.decision == Promote(), outcome
     version = outcome.version
     assert NAME.fullmatch(version.name)
@@ -70,7 +95,7 @@ def test_the_base_is_the_same_after_a_job_as_before(tiny_base, tiny_settings, lo
     ids = torch.arange(20)[None]
     modules = {name for name, _ in tiny_base.model.named_modules()}
     before = tiny_base.model(input_ids=ids).logits.detach()
-    consolidate(work(log), base=tiny_base, settings=roomy(tiny_settings), progress=quiet)
+    end_of(tiny_base, roomy(tiny_settings), work(log))
     after = tiny_base.model(input_ids=ids).logits.detach()
     assert torch.equal(before, after)
     assert {name for name, _ in tiny_base.model.named_modules()} == modules
@@ -81,13 +106,13 @@ def test_the_same_work_gives_the_same_version(tiny_base, tiny_settings, log, tmp
     names = []
     for data in ("one", "two"):
         settings = roomy(tiny_settings, learning_rate=1e-2, data_dir=tmp_path / data)
-        names.append(consolidate(work(log), base=tiny_base, settings=settings, progress=quiet).version.name)
+        names.append(end_of(tiny_base, settings, work(log)).version.name)
     assert names[0] == names[1]
 
 
 def test_a_tight_budget_scales_down_and_the_published_file_keeps_to_it(tiny_base, tiny_settings, log):
     settings = tiny_settings.model_copy(update={"learning_rate": 1e-2, "kl_text_budget_nats": 1e-3})
-    outcome = consolidate(work(log), base=tiny_base, settings=settings, progress=quiet)
+    outcome = end_of(tiny_base, settings, work(log))
     assert 0.0 < outcome.report.scale < 1.0
     assert outcome.report.kl_text.within
     assert outcome.report.kl_chat.within
@@ -95,7 +120,7 @@ def test_a_tight_budget_scales_down_and_the_published_file_keeps_to_it(tiny_base
 
 def test_a_rejected_candidate_is_not_published_and_its_figures_are_told(tiny_base, tiny_settings, log):
     settings = roomy(tiny_settings, learning_rate=1e-12)
-    outcome = consolidate(work(log), base=tiny_base, settings=settings, progress=quiet)
+    outcome = end_of(tiny_base, settings, work(log))
     assert isinstance(outcome.decision, Reject)
     assert "does not beat" in " ".join(outcome.decision.reasons)
     assert outcome.version is None
@@ -105,29 +130,28 @@ def test_a_rejected_candidate_is_not_published_and_its_figures_are_told(tiny_bas
 
 def test_the_next_version_starts_from_its_parent_and_is_judged_against_it(tiny_base, tiny_settings, log):
     settings = roomy(tiny_settings, learning_rate=1e-2)
-    first = consolidate(work(log), base=tiny_base, settings=settings, progress=quiet)
+    first = end_of(tiny_base, settings, work(log))
     more = user_log(corrections("ann", count=12), watermark=8)
     following = work(more, job="job-2", number=2, parent=first.version.name)
-    second = consolidate(following, base=tiny_base, settings=settings, progress=quiet)
+    second = end_of(tiny_base, settings, following)
     assert second.report.margins.current != second.report.margins.base
     assert second.report.first_loss < first.report.first_loss
-    with Adapters.attached(tiny_base, settings) as adapters:
-        assert adapters.start_from(settings.adapter_store_dir / first.version.name)
-        other_rank = settings.model_copy(update={"lora_rank": 2})
-    with Adapters.attached(tiny_base, other_rank) as adapters:
-        assert not adapters.start_from(settings.adapter_store_dir / first.version.name)
+    other_rank = settings.model_copy(update={"lora_rank": 2, "lora_alpha": 4})
+    anew = end_of(tiny_base, other_rank, following)
+    assert anew.report.margins.current == pytest.approx(second.report.margins.current, abs=1e-4)
+    assert anew.report.first_loss > second.report.first_loss
 
 
 def test_a_parent_that_is_gone_fails_the_job(tiny_base, tiny_settings, log):
     missing = f"fs-{'0' * 12}-0001-{'0' * 12}"
     with pytest.raises(JobFailed, match=missing):
-        consolidate(work(log, parent=missing), base=tiny_base, settings=tiny_settings, progress=quiet)
+        end_of(tiny_base, tiny_settings, work(log, parent=missing))
 
 
 def test_a_loss_that_is_not_finite_fails_the_job_at_its_step(tiny_base, tiny_settings, log):
     settings = roomy(tiny_settings, learning_rate=math.inf)
     with pytest.raises(JobFailed, match=r"the loss is nan at step \d of 6"):
-        consolidate(work(log), base=tiny_base, settings=settings, progress=quiet)
+        end_of(tiny_base, settings, work(log))
     assert list(settings.adapter_store_dir.iterdir()) == []
 
 
@@ -135,14 +159,63 @@ def test_a_job_that_is_stopped_leaves_nothing(tiny_base, tiny_settings, log):
     class Stopped(Exception):
         pass
 
-    def stop_while_training(progress):
+    def stop_while_training(_, progress):
         if progress.stage == "train" and progress.step == 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        consolidate(work(log), base=tiny_base, settings=tiny_settings, progress=stop_while_training)
+        end_of(tiny_base, tiny_settings, work(log), stop_while_training)
     assert list(tiny_settings.adapter_store_dir.iterdir()) == []
     assert not any(p.requires_grad for p in tiny_base.model.parameters())
+
+
+def test_scopes_side_by_side_end_as_they_would_alone(tiny_base, tiny_settings, tmp_path):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    works = [of_user(name, count=count) for name, count in (("ann", 8), ("bob", 12), ("cleo", 3))]
+    ends = consolidate(works, base=tiny_base, settings=settings, progress=quiet, limits=LENIENT)
+    assert set(ends) == {"job-ann", "job-bob", "job-cleo"}
+    assert isinstance(ends["job-cleo"], JobFailed)
+    assert "3 usable feedbacks" in str(ends["job-cleo"])
+    for of in works[:2]:
+        alone = end_of(tiny_base, settings.model_copy(update={"data_dir": tmp_path / of.job}), of)
+        beside = ends[of.job]
+        assert beside.report.margins.candidate == pytest.approx(alone.report.margins.candidate, abs=1e-3)
+        assert beside.report.kl_chat.mean_nats == pytest.approx(alone.report.kl_chat.mean_nats, rel=1e-2)
+        assert beside.report.last_loss == pytest.approx(alone.report.last_loss, abs=1e-3)
+        assert (settings.adapter_store_dir / beside.version.name / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", ["data", "train", "measure", "judge", "publish"])
+def test_a_job_that_is_taken_away_at_any_stage_leaves_the_other_whole(tiny_base, tiny_settings, stage):
+    def taken(job, progress):
+        if (job, progress.stage) == ("job-bob", stage):
+            raise LeaseLost(job)
+
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    works = [of_user(name, count=8) for name in ("ann", "bob")]
+    ends = consolidate(works, base=tiny_base, settings=settings, progress=taken, limits=LENIENT)
+    assert isinstance(ends["job-bob"], LeaseLost)
+    assert [p.name for p in settings.adapter_store_dir.glob("fs-*")] == [ends["job-ann"].version.name]
+
+
+def test_a_users_first_adapter_starts_from_the_pooled_one_and_must_beat_it(tiny_base, tiny_settings, log):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    everybody = {name: user_log(corrections(name, count=8)) for name in ("bob", "cleo")}
+    pooled = end_of(tiny_base, settings, work(None, job="job-0", scope=Scope(kind="global"), users=everybody)).version
+    own = end_of(tiny_base, settings, work(log, pooled=pooled.name))
+    fresh = end_of(tiny_base, settings.model_copy(update={"data_dir": settings.data_dir / "other"}), work(log))
+    assert own.report.margins.pooled == pytest.approx(pooled.report.margins.candidate, abs=0.5)
+    assert own.report.margins.against_pooled is not None
+    assert own.report.first_loss < fresh.report.first_loss
+    assert fresh.report.margins.against_pooled is None
+
+
+def test_a_scopes_own_budget_is_kept_to(tiny_base, tiny_settings, log):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    tight = end_of(tiny_base, settings, work(log, kl_chat_budget_nats=2e-3))
+    assert tight.report.kl_chat.budget_nats == 2e-3
+    assert tight.report.kl_chat.within
+    assert tight.report.scale < 1.0
 
 
 def test_ratings_alone_can_be_learnt_from(tiny_base, tiny_settings):
@@ -164,7 +237,7 @@ def test_ratings_alone_can_be_learnt_from(tiny_base, tiny_settings):
         for i in range(1, 13)
     ]
     settings = roomy(tiny_settings, learning_rate=1e-2, train_steps=12)
-    report = consolidate(work(user_log(rated)), base=tiny_base, settings=settings, progress=quiet).report
+    report = end_of(tiny_base, settings, work(user_log(rated))).report
     assert report.last_loss < report.first_loss
 
 
@@ -172,59 +245,14 @@ def test_many_users_make_one_version_with_a_watermark_each_and_absorb_nothing(ti
     users = {name: user_log(corrections(name, count=6)) for name in ("ann", "bob", "cleo")}
     together = work(users["ann"], users=users, scope=Scope(kind="global"))
     settings = roomy(tiny_settings, learning_rate=1e-2)
-    outcome = consolidate(together, base=tiny_base, settings=settings, progress=quiet)
+    outcome = end_of(tiny_base, settings, together)
     assert outcome.version.watermark == {"ann": 6, "bob": 6, "cleo": 6}
     assert outcome.absorbed == ()
 
 
-def test_the_gradient_descends_on_what_is_trained(tiny_base, tiny_settings):
-    row = Row((5, 6, 7), ((20, 21, 22),))
-    with Adapters.attached(tiny_base, tiny_settings) as adapters:
-        optimizer = torch.optim.SGD(adapters.parameters(), lr=0.1)
-        losses = []
-        for _ in range(5):
-            packed = pack([row], device=tiny_base.device)
-            loss = -token_logprobs(tiny_base.states(packed), tiny_base.head, packed.target_N).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < losses[0] - 1e-3
-
-
-def test_an_export_at_half_scale_is_half_of_the_change(tiny_base, tiny_settings, tmp_path):
-    ids = torch.arange(10)[None]
-    with Adapters.attached(tiny_base, tiny_settings) as adapters, torch.no_grad():
-        for parameter in adapters.parameters():
-            parameter.add_(1e-4)
-        logits = {}
-        for scale in (0.0, 0.5, 1.0):
-            adapters.export(tmp_path, scale=scale)
-            adapters.load(tmp_path, f"at{scale * 100:.0f}")
-            with adapters.on(f"at{scale * 100:.0f}"):
-                logits[scale] = tiny_base.model(input_ids=ids).logits.double()
-        with adapters.on(TRAINED):
-            trained = tiny_base.model(input_ids=ids).logits.double()
-        with adapters.on(None):
-            base = tiny_base.model(input_ids=ids).logits.double()
-    assert torch.equal(logits[0.0], base)
-    assert torch.equal(logits[1.0], trained)
-    whole, half = trained - base, logits[0.5] - base
-    assert (half - whole / 2).abs().max() < 0.05 * whole.abs().max()
-
-
-def test_every_example_is_drawn_equally_often_and_about_half_with_context():
-    plan = schedule(12, steps=30, batch=4, seed=0)
-    draws = [draw for step in plan for draw in step]
-    assert {sum(i == example for i, _ in draws) for example in range(12)} == {10}
-    assert 0.35 < sum(seen for _, seen in draws) / len(draws) < 0.65
-    assert plan == schedule(12, steps=30, batch=4, seed=0)
-
-
 def test_anchors_are_96_of_each_kind_and_judges_never_steer():
     for kind in KINDS:
-        steer, judge = prompts(kind, "steer"), prompts(kind, "judge")
+        steer, judge = (prompts(own_topics()[kind], use) for use in ("steer", "judge"))
         assert len(steer) == len(judge) == 48
         assert len({*steer, *judge}) == 96
 
@@ -237,6 +265,22 @@ def test_anchors_are_made_once(tiny_base, tmp_path):
     assert len(calls) == made > 0
     for key, anchors in first.sets.items():
         assert [a.row for a in anchors] == [a.row for a in second.sets[key]]
+
+
+def test_more_anchors_can_be_given_and_count_beside_ours(tiny_base, tmp_path):
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps({"text": {"law": ["The lessee shall", "In witness whereof", "Notwithstanding"]}}))
+    found = load_anchors(tiny_base, cache=tmp_path, limit=8, more=more, progress=quiet)
+    counts = {key: len(anchors) for key, anchors in found.sets.items()}
+    assert counts == {("text", "steer"): 10, ("text", "judge"): 9, ("chat", "steer"): 8, ("chat", "judge"): 8}
+
+
+@pytest.mark.parametrize("text", ["{", '{"poems": {}}', '{"text": {"law": [""]}}', '{"text": ["a"]}'])
+def test_a_file_of_anchors_that_is_none_is_refused_with_its_path(tiny_base, tmp_path, text):
+    more = tmp_path / "more.json"
+    more.write_text(text)
+    with pytest.raises(JobFailed, match=r"more\.json can't be used"):
+        load_anchors(tiny_base, cache=tmp_path, limit=8, more=more, progress=quiet)
 
 
 @pytest.mark.parametrize("broken", ["no folder", "no weights", "cut off"])

@@ -15,6 +15,7 @@ from workers.consolidation.learner import IDLE_STEPS, Learner, schedule
 from workers.consolidation.lora import LoraStack, Shape
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row, pack, token_logprobs
+from workers.consolidation.sampling import sample
 from workers.consolidation.scoring import reply_logprobs
 from workers.consolidation.trainer import CHECKPOINT_STEPS, Passes, activations_checkpointed, prepare_learners, train
 from workers.consolidation.work import LeaseLost
@@ -233,12 +234,14 @@ def test_out_of_memory_halves_the_passes_and_the_gradient_is_the_same(tiny_base,
 
 
 def test_a_row_that_fits_no_memory_fails_its_scope_alone(tiny_base, settings, learner_of):
-    longest = max(len(row) for row in learner_of(1).rows())
+    first = learner_of(1)
+    anchored = [anchor.row for anchors in first.anchors.sets.values() for anchor in anchors]
+    longest = max(len(row) for row in (*first.rows(), *learner_of(0).rows(), *anchored))
     learners = [learner_of(0, slot=0), learner_of(1, slot=1)]
     first = learners[1].examples[0]
-    long = dataclasses.replace(first, with_context=None, alone=Row(tuple(range(2, 150)), first.alone.replies))
+    long = dataclasses.replace(first, with_context=None, alone=Row(tuple(range(2, 250)), first.alone.replies))
     learners[1] = learner_of(1, slot=1, examples=[long, *learners[1].examples[1:]])
-    run(SmallMemory(tiny_base, longest + 60), learners, settings)
+    run(SmallMemory(tiny_base, longest + 10), learners, settings)
     assert "does not fit the device's memory" in str(learners[1].failure)
     assert learners[0].failure is None
     assert learners[0].progress.step == 8
@@ -252,6 +255,13 @@ def test_activations_computed_again_give_the_same_gradient(tiny_base, settings, 
         assert tiny_base.model.is_gradient_checkpointing
     assert torch.allclose(plain, again, atol=1e-6)
     assert not tiny_base.model.training
+
+
+def test_a_scope_that_goes_on_learning_takes_all_its_steps(tiny_base, loose):
+    learner = loose([prepared(n, seed=5, context=False) for n in range(4)])
+    run(tiny_base, [learner], learner.settings)
+    assert (learner.progress.step, learner.progress.ended) == (24, "all steps taken")
+    assert learner.progress.step > IDLE_STEPS
 
 
 def test_a_scope_that_learns_no_more_is_left_alone(tiny_base, settings, learner_of):
@@ -283,7 +293,7 @@ def test_a_context_teaches_only_where_it_helps(tiny_base, settings, loose):
         assert len(chosen) == 5
         learner = loose(chosen)
         run(tiny_base, [learner], settings)
-        assert (learner.distills, bool(learner.samples)) == (distills, distills)
+        assert (learner.distills, bool(learner.distilled)) == (distills, distills)
 
 
 def test_every_example_is_drawn_equally_often_and_about_half_with_context():
@@ -292,3 +302,22 @@ def test_every_example_is_drawn_equally_often_and_about_half_with_context():
     assert {sum(i == example for i, _ in draws) for example in range(12)} == {10}
     assert 0.35 < sum(seen for _, seen in draws) / len(draws) < 0.65
     assert plan == schedule(12, steps=30, batch=4, seed=0)
+
+
+def test_norms_are_learnt_from_the_models_own_replies(tiny_base, loose):
+    """The reward is for characters of even code, of which the random model says about a half; nothing else in the data speaks for them."""
+    learner = loose([prepared(n, seed=5, kind="comment", context=False) for n in range(4)])
+    learner.settings = learner.settings.model_copy(update={"train_steps": 120})
+    learner.__post_init__()
+    learner.adherence = lambda _, reply: sum(ord(c) % 2 == 0 for c in reply) / max(len(reply), 1)
+    with LoraStack.attached(tiny_base, Shape.of(learner.settings)) as stack:
+        train(tiny_base, stack, [learner], settings=learner.settings, checkpoints=NOWHERE, on_step=lambda *_: None)
+
+        def held(slots):
+            prompts = [p.alone.prompt for p in learner.examples] * 8
+            with stack.on(slots):
+                replies = sample(tiny_base, prompts, max_new_tokens=16, seeds=range(32))
+            return sum(learner.adherence("", tiny_base.tokenizer.decode(reply)) for reply in replies) / len(replies)
+
+        assert learner.progress.step == learner.settings.train_steps
+        assert held(0) > held(None) + 0.08

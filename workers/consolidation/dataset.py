@@ -60,9 +60,14 @@ class Example(Frozen):
         return self.kind != "comment"
 
     @property
+    def asked(self) -> str:
+        """The last user message."""
+        return last_user_text(self.messages)
+
+    @property
     def prompt(self) -> str:
         """The last user message, as the split knows it: case and spacing don't make another prompt."""
-        return " ".join(last_user_text(self.messages).casefold().split())
+        return " ".join(self.asked.casefold().split())
 
 
 @dataclass(frozen=True)

@@ -1,259 +1,194 @@
-"""One consolidation, from a scope's feedback to a published adapter version, as a page of named steps."""
+"""Consolidations side by side, from scopes' feedback to published adapter versions, as a page of named steps."""
 
-import resource
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 
 from service.domain.feedback import BASE
-from service.domain.policy import decide
-from service.domain.slow_weights import AdapterVersion, Reject, TrainReport, version_name
+from service.domain.policy import Limits
 from service.errors import JobFailed
 from service.settings import Settings
-from workers.consolidation.adapters import Adapters
 from workers.consolidation.anchors import load_anchors
-from workers.consolidation.artifact import aside, publish
+from workers.consolidation.artifact import aside
 from workers.consolidation.base import Base
-from workers.consolidation.dataset import Dataset, build
-from workers.consolidation.gate import (
-    CURRENT,
-    Measured,
-    Meter,
-    context_tokens,
-    find_absorbed,
-    fit_scale,
-    measure_margins,
-)
-from workers.consolidation.prepare import TRAIN_CONTEXT_TOKENS, Prepared, prepare
-from workers.consolidation.trainer import Step, Trained, train
-from workers.consolidation.work import OnProgress, Outcome, Progress, Stage, Work
+from workers.consolidation.checkpoint import Checkpoints
+from workers.consolidation.clock import Clock
+from workers.consolidation.ends import STOPS, Going
+from workers.consolidation.gate import Meter, fit_scales
+from workers.consolidation.judgement import Judgement, judge
+from workers.consolidation.learner import Step
+from workers.consolidation.lora import LoraStack, OtherShape, Shape
+from workers.consolidation.published import outcome
+from workers.consolidation.task import Material, Task, candidate, material, task
+from workers.consolidation.trainer import train
+from workers.consolidation.work import Ends, LeaseLost, OnProgress, Progress, Work
+
+log = logging.getLogger(__name__)
 
 
-def consolidate(work: Work, *, base: Base, settings: Settings, progress: OnProgress) -> Outcome:
-    """Train, measure, judge and publish one scope's candidate.
+def consolidate(
+    works: Sequence[Work],
+    *,
+    base: Base,
+    settings: Settings,
+    progress: OnProgress,
+    limits: Limits = Limits(),
+) -> Ends:
+    """Train, measure, judge and publish a candidate of each scope; how each job ended.
+
+    Args:
+        limits: what a candidate is promoted by.
 
     Raises:
-        JobFailed: too little data, a loss that is not finite, a full disk; nothing was published.
+        JobFailed: what all of them need can't be had: the anchors, or room on the disk.
     """
-    clock = _Clock(base.device)
-    progress(Progress(stage="data"))
-    dataset = build(work, min_examples=settings.min_feedbacks, max_train=settings.train_steps * settings.train_batch)
+    going, clock, store = Going(works, progress), Clock(base.device), settings.adapter_store_dir
+    checkpoints = Checkpoints(store)
     with clock.stage("data"):
-        training = _prepared(base, work, dataset, settings, heldout=False)
-        heldout = _prepared(base, work, dataset, settings, heldout=True)
-    with clock.stage("anchors"):
-        anchors = load_anchors(
-            base, cache=settings.data_dir / "anchors", limit=settings.anchors, progress=_counter("anchors", progress)
-        )
-    store = settings.adapter_store_dir
-    with aside(store, job=work.job) as folder, Adapters.attached(base, settings) as adapters:
-        current = _load_current(adapters, work, store)
+        found = _materials(works, base, settings, going)
+    with ExitStack() as folders:
+        with clock.stage("anchors"):
+            tasks = _tasks(found, base, settings, folders, going) if found else []
         with clock.stage("train"):
-            trained = train(
-                base, adapters, training, anchors, settings=settings, on_step=_shown(progress, settings.train_steps)
-            )
-        with clock.stage("measure"):
-            meter = Meter(base, adapters, anchors, folder=folder, settings=settings)
-            chosen = _fitted(meter, progress)
-        with clock.stage("judge"):
-            progress(Progress(stage="judge"))
-            margins = measure_margins(base, adapters, heldout, has_current=current is not None)
-            absorbed = _absorbed(base, adapters, work, heldout, settings, progress)
-        before, after = _context_tokens(base, work, current, absorbed, settings)
-        report = TrainReport(
-            train_examples=len(training),
-            heldout_examples=len(heldout),
-            steps=len(trained.losses),
-            first_loss=trained.losses[0],
-            last_loss=trained.losses[-1],
-            scale=chosen.scale,
-            kl_text=chosen.kl["text"],
-            kl_chat=chosen.kl["chat"],
-            margins=margins,
-            absorbed=absorbed,
-            context_tokens_before=before,
-            context_tokens_after=after,
-            seconds=clock.total,
-            stage_seconds=clock.stages,
-            peak_memory_bytes=clock.peak_memory_bytes,
-            device=base.device.type,
+            trained = _trained(tasks, base, settings, checkpoints, going) if tasks else None
+        tasks = [task for task in tasks if going.on(task.work.job)]
+        if trained is not None and tasks:
+            judged = _judged(tasks, trained, base, settings, clock, going)
+            for of, judgement in zip(tasks, judged, strict=True):
+                _end(of, judgement, base, settings, limits, clock, going)
+    for job, end in going.ends.items():
+        # Whoever took the job over goes on from its checkpoint.
+        if not isinstance(end, LeaseLost):
+            checkpoints.remove(job)
+    return going.ends
+
+
+def _materials(works: Sequence[Work], base: Base, settings: Settings, going: Going) -> list[Material]:
+    going.tell_all(Progress(stage="data"))
+    found = []
+    for work in works:
+        if going.on(work.job):
+            with going.stopping(work.job):
+                found.append(material(work, base=base, settings=settings))
+    return found
+
+
+def _tasks(found: Sequence[Material], base: Base, settings: Settings, folders: ExitStack, going: Going) -> list[Task]:
+    anchors = load_anchors(
+        base,
+        cache=settings.data_dir / "anchors",
+        limit=settings.anchors,
+        more=Path(settings.anchors_file) if settings.anchors_file else None,
+        progress=lambda step, steps: going.tell_all(Progress(stage="anchors", step=step, steps=steps)),
+    )
+    going.tell_all(Progress(stage="anchors", step=1, steps=1))
+    still = [of for of in found if going.on(of.work.job)]
+    return [
+        task(
+            of,
+            slot=slot,
+            folder=folders.enter_context(aside(settings.adapter_store_dir, job=of.work.job)),
+            anchors=anchors,
+            settings=settings,
         )
-        decision = decide(report)
-        if isinstance(decision, Reject):
-            return Outcome(decision=decision, report=report)
-        progress(Progress(stage="publish"))
-        version = _version(work, base, settings, chosen, report, trained)
-        publish(folder, version, store=store)
-        return Outcome(decision=decision, report=report, version=version)
+        for slot, of in enumerate(still)
+    ]
 
 
-def _prepared(base: Base, work: Work, dataset: Dataset, settings: Settings, *, heldout: bool) -> list[Prepared]:
-    """One side in tokens.
-
-    Raises:
-        JobFailed: nothing of it can be encoded.
-    """
-    budget = settings.context_budget_tokens
-    prepared = prepare(
-        base,
-        dataset.heldout if heldout else dataset.train,
-        {user: log.fast_weights for user, log in work.users.items()},
-        budget_tokens=budget if heldout else min(budget, TRAIN_CONTEXT_TOKENS),
-        dropped=dataset.dropped,
-    )
-    if not prepared:
-        raise JobFailed(f"too little data: none of it can be encoded ({dict(dataset.dropped)})")
-    return prepared
+def _trained(
+    tasks: Sequence[Task], base: Base, settings: Settings, checkpoints: Checkpoints, going: Going
+) -> LoraStack:
+    """The trained adapters. Their stack is out of the base again: what is judged are its exports."""
+    with LoraStack.attached(base, Shape.of(settings), slots=len(tasks), seed=settings.train_seed) as stack:
+        for of in tasks:
+            with going.stopping(of.work.job):
+                _start(stack, of, settings.adapter_store_dir)
+        learners = [of.learner for of in tasks if going.on(of.work.job)]
+        train(base, stack, learners, settings=settings, checkpoints=checkpoints, on_step=_telling(going, settings))
+    for learner in learners:
+        if isinstance(learner.failure, STOPS):
+            going.ends[learner.job] = learner.failure
+    return stack
 
 
-def _load_current(adapters: Adapters, work: Work, store: Path) -> AdapterVersion | None:
-    """Load the version in use, to be judged against and to start from; None for the base.
+def _start(stack: LoraStack, of: Task, store: Path) -> None:
+    """Give a slot the weights that it starts from.
 
     Raises:
-        JobFailed: its files are not in the store, or can't be read.
+        JobFailed: the version's files are not in the store, or can't be read.
     """
-    if work.parent == BASE:
-        return None
-    folder = store / work.parent
+    name = of.learner.start
+    if name == BASE:
+        return
     try:
-        version = AdapterVersion.model_validate_json((folder / "provenance.json").read_bytes())
-        adapters.load(folder, CURRENT)
-        adapters.start_from(folder)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        stack.load(of.learner.slot, store / name)
+    except OtherShape as error:
+        # The settings have changed since: it is still judged against that version, and starts from nothing.
+        log.warning("job %s starts anew instead of from %s: %s", of.work.job, name, error)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise JobFailed(
-            f"the version in use, {work.parent}, can't be loaded from {store}: {error}; roll back first"
+            f"the version in use, {name}, can't be loaded from {store}: {error}; roll back first"
         ) from error
-    return version
 
 
-def _fitted(meter: Meter, progress: OnProgress) -> Measured:
-    """The export at the scale that fits the budgets, in the meter's folder and loaded as the candidate.
-
-    Raises:
-        JobFailed: the same scale gave other bytes the second time.
-    """
-    measured: list[Measured] = []
-
-    def measure(scale: float) -> Measured:
-        progress(Progress(stage="measure", step=len(measured) + 1))
-        measured.append(meter.measure(scale))
-        return measured[-1]
-
-    chosen = fit_scale(measure)
-    if measured[-1] is not chosen and meter.export(chosen.scale) != chosen.sha256:
-        raise JobFailed(f"exporting at scale {chosen.scale:.4f} again gave other weights; the disk may be failing")
-    return chosen
-
-
-def _absorbed(
-    base: Base, adapters: Adapters, work: Work, heldout: list[Prepared], settings: Settings, progress: OnProgress
-) -> tuple[str, ...]:
-    """Context items that the candidate makes unnecessary: asked of a user's own scope only, where there is one context."""
-    log = work.users.get(work.scope.name) if work.scope.kind == "user" else None
-    if log is None:
-        return ()
-    return find_absorbed(
-        base,
-        adapters,
-        heldout,
-        log.fast_weights,
-        budget_tokens=settings.context_budget_tokens,
-        on_pass=lambda number: progress(Progress(stage="judge", step=number)),
-    )
-
-
-def _context_tokens(
-    base: Base, work: Work, current: AdapterVersion | None, absorbed: tuple[str, ...], settings: Settings
-) -> tuple[int, int]:
-    """Tokens of the user's context under the version in use and under the candidate; 0 for scopes of many users."""
-    log = work.users.get(work.scope.name) if work.scope.kind == "user" else None
-    if log is None:
-        return 0, 0
-    budget = settings.context_budget_tokens
-    before = current.report.absorbed if current else ()
-    return (
-        context_tokens(base, log.fast_weights, absorbed=before, budget_tokens=budget),
-        context_tokens(base, log.fast_weights, absorbed=absorbed, budget_tokens=budget),
-    )
-
-
-def _version(
-    work: Work, base: Base, settings: Settings, chosen: Measured, report: TrainReport, trained: Trained
-) -> AdapterVersion:
-    return AdapterVersion(
-        name=version_name(work.scope, tenant=work.tenant, number=work.number, content_sha256=chosen.sha256),
-        tenant=work.tenant,
-        scope=str(work.scope),
-        number=work.number,
-        parent=work.parent,
-        base_model=base.name,
-        base_sha256=base.sha256,
-        content_sha256=chosen.sha256,
-        created=work.created,
-        job=work.job,
-        watermark={user: log.head for user, log in work.users.items()},
-        report=report,
-        hyperparameters={
-            "lora_rank": settings.lora_rank,
-            "lora_alpha": settings.lora_alpha,
-            "learning_rate": settings.learning_rate,
-            "steps": settings.train_steps,
-            "batch": settings.train_batch,
-            "seed": settings.train_seed,
-            "tokens": trained.tokens,
-            "beta_text": trained.last.beta["text"] if trained.last else 0.0,
-            "beta_chat": trained.last.beta["chat"] if trained.last else 0.0,
-        },
-    )
-
-
-def _counter(stage: Stage, progress: OnProgress) -> Callable[[int, int], None]:
-    return lambda step, steps: progress(Progress(stage=stage, step=step, steps=steps))
-
-
-def _shown(progress: OnProgress, steps: int) -> Callable[[Step], None]:
-    def show(step: Step) -> None:
-        progress(
+def _telling(going: Going, settings: Settings) -> Callable[[str, Step], None]:
+    def told(job: str, step: Step) -> None:
+        going.tell(
+            job,
             Progress(
                 stage="train",
                 step=step.step,
-                steps=steps,
+                steps=settings.train_steps,
                 loss=step.loss,
                 kl_text=step.kl_nats["text"],
                 kl_chat=step.kl_nats["chat"],
                 beta=max(step.beta.values()),
-            )
+            ),
         )
 
-    return show
+    return told
 
 
-class _Clock:
-    """Seconds a stage, and the memory's peak: of the device's on CUDA, else of this process so far."""
+def _judged(
+    tasks: Sequence[Task],
+    trained: LoraStack,
+    base: Base,
+    settings: Settings,
+    clock: Clock,
+    going: Going,
+) -> list[Judgement]:
+    """What each candidate is worth; its export lies in its folder."""
+    store = settings.adapter_store_dir
+    rivals = sorted({name for of in tasks for name in (of.work.parent, of.work.pooled)} - {BASE})
+    shape = _room_for(rivals, settings)
+    with LoraStack.attached(base, shape, slots=len(tasks) + len(rivals)) as judges:
+        versions = {name: len(tasks) + n for n, name in enumerate(rivals)}
+        for name, slot in versions.items():
+            judges.load(slot, store / name)
+        candidates = [candidate(of, slot=n, versions=versions, settings=settings) for n, of in enumerate(tasks)]
+        anchors = tasks[0].learner.anchors
+        meter = Meter(base, trained, judges, anchors, candidates, on_pass=going.counter("measure"))
+        with clock.stage("measure"):
+            fitted = fit_scales(meter.measure, len(candidates))
+        with clock.stage("judge"):
+            return judge(base, judges, anchors, candidates, fitted, meter=meter, on_pass=going.counter("judge"))
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._started = time.monotonic()
-        self.stages: dict[str, float] = {}
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
 
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.stages[name] = round(time.monotonic() - started, 3)
+def _room_for(versions: Sequence[str], settings: Settings) -> Shape:
+    """The settings' shape, at the highest rank among these versions and it."""
+    own = Shape.of(settings)
+    rank = max([own.rank, *(Shape.read(settings.adapter_store_dir / name).rank for name in versions)])
+    return own if rank == own.rank else Shape(rank=rank, alpha=rank, targets=own.targets)
 
-    @property
-    def total(self) -> float:
-        return round(time.monotonic() - self._started, 3)
 
-    @property
-    def peak_memory_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        # Linux counts in KiB.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _end(
+    of: Task, judgement: Judgement, base: Base, settings: Settings, limits: Limits, clock: Clock, going: Going
+) -> None:
+    job = of.work.job
+    if going.on(job):
+        with going.stopping(job):
+            going.tell(job, Progress(stage="publish"))
+            going.ends[job] = outcome(of, judgement, base=base, settings=settings, limits=limits, clock=clock)

@@ -15,10 +15,11 @@ from service.domain.feedback import BASE
 from service.errors import JobFailed
 from service.settings import Settings
 from workers.consolidation.anchors import KINDS, Anchor, Anchors, Kind
+from workers.consolidation.candidates import Adherence
 from workers.consolidation.objective import next_beta, signal_weights
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row
-from workers.consolidation.terms import Anchored, Distilled, Hindsight, Item, Judged
+from workers.consolidation.terms import Anchored, Credited, Distilled, Item, Judged, Task
 
 # The student sees the context half of the time and must do without it otherwise (facts of FST: co-adaptation, internalization).
 CONTEXT_PROBABILITY = 0.5
@@ -34,13 +35,15 @@ BETA_START_NATS = 0.03
 WARMUP_STEPS = 4
 # Adam's steps are bounded, so a loss this far over the first one means that the numbers have run away.
 EXPLODED = 50.0
-# A scope that learns no more is left alone: its smoothed loss of feedback has not fallen by this share for so many steps.
+# A scope that learns no more is left alone: its smoothed loss of feedback has not fallen by this share for so many steps. What norms
+# teach does not show in that loss.
 IDLE_STEPS = 10
 IDLE_SHARE = 0.01
 LOSS_SMOOTHING = 0.8
-# Distillation in a step, beside `train_batch` rows of feedback, and what it counts beside their mean loss.
-DISTILLED_PER_STEP = 2
+# The model's own samples in a step, beside `train_batch` rows of feedback, and what they count beside the mean loss of those.
+OWN_PER_STEP = 2
 DISTILL_WEIGHT = 0.5
+NORMS_WEIGHT = 0.5
 
 Draw = tuple[int, bool]
 """An example, and whether it is seen with its context."""
@@ -77,8 +80,8 @@ class Progress:
 class Learner:
     """A scope's training.
 
-    `references` and `hindsight` are the base's word, by row; `samples` are what its model said without a context, with the
-    base's states on them under the context, drawn anew every few steps.
+    `references` and `hindsight` are the base's word, by row. `distilled` and `rewarded` are what its model said by itself, drawn anew
+    every few steps: with the base's states on them under the context, and with the credit that the scope's norms give.
     """
 
     job: str
@@ -91,10 +94,13 @@ class Learner:
     start: str = BASE
     """The version whose weights it starts from, or `base`."""
     references: dict[Row, Tensor] = field(default_factory=dict)
-    hindsight: dict[Row, Hindsight] = field(default_factory=dict)
+    hindsight: dict[Row, Credited] = field(default_factory=dict)
     distills: bool = False
     """Whether its context measurably helps, so that the model may learn from it."""
-    samples: list[tuple[Row, Tensor]] = field(default_factory=list)
+    adherence: Adherence | None = None
+    """Of the norms attached to the scope."""
+    distilled: list[tuple[Row, Tensor]] = field(default_factory=list)
+    rewarded: list[tuple[Row, Credited]] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     failure: Exception | None = None
 
@@ -137,14 +143,11 @@ class Learner:
             for anchor in self._steering[kind][at : at + ANCHORS_PER_STEP]:
                 task = Anchored(anchor.base_states_N_D, kind)
                 items.append(Item(number, self.slot, anchor.row, task, self.progress.beta[kind] / ANCHORS_PER_STEP))
-        drawn = [self.samples[(step * DISTILLED_PER_STEP + n) % len(self.samples)] for n in range(self._distilled)]
-        for row, teacher in drawn:
-            items.append(Item(number, self.slot, row, Distilled(teacher), DISTILL_WEIGHT / len(drawn)))
+        taught: list[tuple[Row, Task]] = [(row, Distilled(teacher)) for row, teacher in self.distilled]
+        for own, weight in ((taught, DISTILL_WEIGHT), (self.rewarded, NORMS_WEIGHT)):
+            some = [own[(step * OWN_PER_STEP + n) % len(own)] for n in range(min(OWN_PER_STEP, len(own)))]
+            items += [Item(number, self.slot, row, task, weight / len(some)) for row, task in some]
         return items
-
-    @property
-    def _distilled(self) -> int:
-        return min(DISTILLED_PER_STEP, len(self.samples))
 
     def _judged(self, number: int, prepared: Prepared, seen: bool, of: int) -> Item:
         row, example = prepared.row(context=seen), prepared.example
@@ -177,11 +180,12 @@ class Learner:
         progress, settings = self.progress, self.settings
         before = progress.feedback_loss if math.isfinite(progress.feedback_loss) else feedback_loss
         progress.feedback_loss = LOSS_SMOOTHING * before + (1 - LOSS_SMOOTHING) * feedback_loss
-        if progress.feedback_loss < progress.best_loss - IDLE_SHARE * abs(progress.best_loss):
+        least = IDLE_SHARE * abs(progress.best_loss) if math.isfinite(progress.best_loss) else 0.0
+        if progress.feedback_loss < progress.best_loss - least:
             progress.best_loss, progress.best_step = progress.feedback_loss, progress.step
         if progress.step >= settings.train_steps:
             progress.ended = "all steps taken"
-        elif progress.step - progress.best_step >= IDLE_STEPS:
+        elif self.adherence is None and progress.step - progress.best_step >= IDLE_STEPS:
             progress.ended = f"no better for {IDLE_STEPS} steps"
         elif progress.tokens >= settings.train_token_limit:
             progress.ended = "the limit of tokens is reached"

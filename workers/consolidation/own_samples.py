@@ -1,7 +1,10 @@
-"""What distillation works on: samples of the model without its context, and the frozen base with the context as their teacher.
+"""What the model says by itself while it is trained, and what is learnt from that: from its context, and from its scope's norms.
 
-Only where the context measurably helps: a small base may follow its context so little that its word is worth less than the feedback
-(arXiv 2605.12484 finds distillation alone stalling).
+Distillation: the frozen base with the context is the teacher of the model without it. Only where the context measurably helps: a small
+base may follow its context so little that its word is worth less than the feedback (arXiv 2605.12484 finds distillation alone stalling).
+
+Norms: several replies to a prompt, each rewarded by the share of the norms that it holds; those above their group's mean are
+reinforced (`policy_gradient`).
 """
 
 import math
@@ -13,20 +16,26 @@ from workers.consolidation.base import Base
 from workers.consolidation.divergence import t95
 from workers.consolidation.learner import Learner
 from workers.consolidation.lora import LoraStack
+from workers.consolidation.policy_gradient import group_advantages
 from workers.consolidation.prepare import Prepared
-from workers.consolidation.rows import Row, pack
+from workers.consolidation.rows import Row, pack, token_logprobs
 from workers.consolidation.sampling import sample
 from workers.consolidation.scoring import reply_logprobs
+from workers.consolidation.terms import Credited
 
-# As long as the anchors' completions: the style shows in what a reply opens with, and in that it ends.
+# As long as the anchors' completions, or a little more: the style shows in what a reply opens with, and in that it ends.
 SAMPLE_TOKENS = 32
-SAMPLES = 4
+DISTILLED = 4
+REWARDED_PROMPTS = 2
+REWARDED_GROUP = 4
 # The newest pairs with a context; each is scored twice, once with a context of full length.
 ASKED = 8
 MIN_ASKED = 3
 
+Drawn = tuple[Learner, Prepared]
 
-def helps(base: Base, learner: Learner) -> bool:
+
+def context_helps(base: Base, learner: Learner) -> bool:
     """Whether the context raises the base's margins on pairs that are not in it: the one-sided 95 % bound of the mean is over zero."""
     asked = [p for p in learner.examples if p.full_context is not None and p.example.rejected is not None][-ASKED:]
     if len(asked) < MIN_ASKED:
@@ -38,21 +47,56 @@ def helps(base: Base, learner: Learner) -> bool:
     return bool(bound > 0)
 
 
-def draw_samples(base: Base, stack: LoraStack, learners: Sequence[Learner]) -> None:
-    """Give each learner new samples of its model, with the teacher's states on them."""
-    drawn: list[tuple[Learner, Prepared]] = []
-    seeds: list[int] = []
+def draw(base: Base, stack: LoraStack, learners: Sequence[Learner]) -> None:
+    """Give learners that learn from their own samples new ones. A learner's depend on its step and seed, not on the others."""
+    taught: list[Drawn] = []
+    judged: list[Drawn] = []
     for learner in learners:
-        step, seed = learner.progress.step, learner.settings.train_seed
-        asked = [p for p in learner.examples if p.full_context is not None]
-        for n in range(SAMPLES):
-            drawn.append((learner, asked[(step * SAMPLES + n) % len(asked)]))
-            seeds.append(seed * 1_000_003 + step * SAMPLES + n)
-        learner.samples = []
+        step = learner.progress.step
+        learner.distilled, learner.rewarded = [], []
+        if learner.distills:
+            shown = [p for p in learner.examples if p.full_context is not None]
+            taught += [(learner, shown[(step * DISTILLED + n) % len(shown)]) for n in range(DISTILLED)]
+        if learner.adherence is not None:
+            asked = [learner.examples[(step + n) % len(learner.examples)] for n in range(REWARDED_PROMPTS)]
+            judged += [(learner, p) for p in asked for _ in range(REWARDED_GROUP)]
+    replies = _replies(base, stack, taught + judged)
+    _teach(base, list(zip(taught, replies, strict=False)))
+    for start in range(0, len(judged), REWARDED_PROMPTS * REWARDED_GROUP):
+        end = start + REWARDED_PROMPTS * REWARDED_GROUP
+        _reward(base, stack, judged[start:end], replies[len(taught) + start : len(taught) + end])
+
+
+def _replies(base: Base, stack: LoraStack, drawn: Sequence[Drawn]) -> list[tuple[int, ...]]:
+    seeds: list[int] = []
+    counts: dict[str, int] = {}
+    for learner, _ in drawn:
+        number = counts[learner.job] = counts.get(learner.job, 0) + 1
+        seeds.append(learner.settings.train_seed * 1_000_003 + learner.progress.step * 101 + number)
     with stack.on([learner.slot for learner, _ in drawn]):
-        replies = sample(base, [p.alone.prompt for _, p in drawn], max_new_tokens=SAMPLE_TOKENS, seeds=seeds)
-    for (learner, prepared), reply in zip(drawn, replies, strict=True):
+        return sample(base, [p.alone.prompt for _, p in drawn], max_new_tokens=SAMPLE_TOKENS, seeds=seeds)
+
+
+def _teach(base: Base, samples: Sequence[tuple[Drawn, tuple[int, ...]]]) -> None:
+    for (learner, prepared), reply in samples:
         assert prepared.full_context is not None
         packed = pack([Row(prepared.full_context.prompt, (reply,))], device=base.device)
         with torch.no_grad():
-            learner.samples.append((Row(prepared.alone.prompt, (reply,)), base.states(packed)))
+            learner.distilled.append((Row(prepared.alone.prompt, (reply,)), base.states(packed)))
+
+
+def _reward(base: Base, stack: LoraStack, drawn: Sequence[Drawn], replies: Sequence[tuple[int, ...]]) -> None:
+    """One learner's samples, group by group, with the credit of each; groups that are all alike teach nothing."""
+    [learner] = {learner.job: learner for learner, _ in drawn}.values()
+    assert learner.adherence is not None
+    texts = [base.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+    rewards = [learner.adherence(p.example.asked, text) for (_, p), text in zip(drawn, texts, strict=True)]
+    advantages_P_G = group_advantages(torch.tensor(rewards).view(REWARDED_PROMPTS, REWARDED_GROUP))
+    for (_, prepared), reply, advantage in zip(drawn, replies, advantages_P_G.flatten().tolist(), strict=True):
+        if advantage == 0.0:
+            continue
+        row = Row(prepared.alone.prompt, (reply,))
+        packed = pack([row], device=base.device)
+        with torch.no_grad(), stack.on(learner.slot):
+            old_N = token_logprobs(base.states(packed), base.head, packed.target_N)
+        learner.rewarded.append((row, Credited(torch.full_like(old_N, advantage), old_N)))

@@ -1,7 +1,8 @@
 """One pass of a training step: rows of any scopes and any tasks, packed together, and the loss of each.
 
-A row is asked one of three things: how likely its replies are (feedback), how far the adapter is from the base on it (an anchor), or
-how far the model without a context is from the one with it (distillation). Logits are computed of reply tokens alone.
+A row is asked one of four things: how likely its replies are (feedback), how far the adapter is from the base on it (an anchor), how far
+the model without a context is from the one with it (distillation), or to be said rather or less (norms). Logits are computed of reply
+tokens alone.
 
 Letters: I items of a pass (a row each), R replies of a pass, N reply tokens of a pass, D width.
 """
@@ -21,12 +22,12 @@ from workers.consolidation.rows import Packed, Row, token_logprobs
 
 
 @dataclass(frozen=True)
-class Hindsight:
-    """What a comment says of a reply's tokens."""
+class Credited:
+    """A reply whose tokens have credit: by a comment on it, or by the norms that it holds."""
 
     advantages_N: Tensor
     reference_N: Tensor
-    """The base's log-probabilities of them in this row, nats."""
+    """Their log-probabilities in this row under the model that they are compared with, nats: the base, or what sampled them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Judged:
     example: Example
     reference_2: Tensor
     """The base's mean log-probabilities of the two, nats per token."""
-    hindsight: "Hindsight | None" = None
+    hindsight: Credited | None = None
     """Of the first reply, where a comment gives credit."""
 
 
@@ -55,6 +56,9 @@ class Distilled:
     teacher_states_N_D: Tensor
 
 
+Task = Judged | Anchored | Distilled | Credited
+
+
 @dataclass(frozen=True)
 class Item:
     """One row of a step: whose it is, what is asked of it, and how much it counts in that scope's loss."""
@@ -62,7 +66,7 @@ class Item:
     learner: int
     slot: int
     row: Row
-    task: Judged | Anchored | Distilled
+    task: Task
     weight: float
 
 
@@ -79,7 +83,7 @@ def losses(base: Base, packed: Packed, states_N_D: Tensor, items: Sequence[Item]
         first_I.append(count)
         count += len(item.row.replies)
     loss_I = torch.zeros(len(items), device=states_N_D.device)
-    for task, of in ((Judged, _judged), (Anchored, _anchored), (Distilled, _distilled)):
+    for task, of in ((Judged, _judged), (Anchored, _anchored), (Distilled, _distilled), (Credited, _credited)):
         chosen = [i for i, item in enumerate(items) if isinstance(item.task, task)]
         if chosen:
             replies = [first_I[i] + n for i in chosen for n in range(len(items[i].row.replies))]
@@ -109,14 +113,23 @@ def _hindsight(packed: Packed, logprobs_N: Tensor, tasks: Sequence[Judged]) -> T
     if not told:
         return loss_E
     part, tokens_M = packed.part([2 * e for e in told])
-    found = hindsight_loss(
-        logprobs_N[tokens_M],
-        torch.cat([of.advantages_N for of in told.values()]),
-        part.reply_N,
-        part.replies,
-        reference_N=torch.cat([of.reference_N for of in told.values()]),
-    )
+    found = _credit(part, logprobs_N[tokens_M], list(told.values()))
     return loss_E.index_put((torch.tensor(list(told), device=loss_E.device),), found)
+
+
+def _credited(base: Base, packed: Packed, states_N_D: Tensor, tasks: Sequence[Credited]) -> Tensor:
+    return _credit(packed, token_logprobs(states_N_D, base.head, packed.target_N), tasks)
+
+
+def _credit(packed: Packed, logprobs_N: Tensor, credited: Sequence[Credited]) -> Tensor:
+    """Each reply's loss by the credit of its tokens, shape (R,)."""
+    return hindsight_loss(
+        logprobs_N,
+        torch.cat([of.advantages_N for of in credited]),
+        packed.reply_N,
+        packed.replies,
+        reference_N=torch.cat([of.reference_N for of in credited]),
+    )
 
 
 def _anchored(base: Base, packed: Packed, states_N_D: Tensor, tasks: Sequence[Anchored]) -> Tensor:

@@ -19,13 +19,13 @@ from workers.consolidation.adamw import SlotAdamW, clipped
 from workers.consolidation.anchors import KINDS, Kind
 from workers.consolidation.base import Base
 from workers.consolidation.checkpoint import Checkpoints
-from workers.consolidation.distillation import draw_samples, helps
 from workers.consolidation.learner import ANCHORS_PER_STEP, Learner, Step
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.objective import hindsight_advantages
+from workers.consolidation.own_samples import context_helps, draw
 from workers.consolidation.rows import Row, batches, pack, token_logprobs
 from workers.consolidation.scoring import reply_logprobs
-from workers.consolidation.terms import Anchored, Hindsight, Item, Judged, losses
+from workers.consolidation.terms import Anchored, Credited, Item, Judged, losses
 from workers.consolidation.work import LeaseLost
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ def train(
     passes = Passes(base, stack, most_tokens=gradient_tokens(base, settings))
     with activations_checkpointed(base):
         while active := [learner for learner in learners if learner.going]:
-            draw_samples(base, stack, [x for x in active if x.distills and x.progress.step % CHECKPOINT_STEPS == 0])
-            _step(passes, active, optimizer, on_step)
+            draw(base, stack, [learner for learner in active if learner.progress.step % CHECKPOINT_STEPS == 0])
+            take_step(passes, active, optimizer, on_step)
             for learner in active:
                 if learner.going and learner.progress.step % CHECKPOINT_STEPS == 0:
                     checkpoints.save(learner, stack, optimizer)
@@ -85,10 +85,10 @@ def prepare_learners(base: Base, learners: Sequence[Learner]) -> None:
     for learner in learners:
         learner.references = {row: references[row] for row in learner.rows()}
         learner.hindsight = _hindsight(base, learner)
-        learner.distills = helps(base, learner)
+        learner.distills = context_helps(base, learner)
 
 
-def _hindsight(base: Base, learner: Learner) -> dict[Row, Hindsight]:
+def _hindsight(base: Base, learner: Learner) -> dict[Row, Credited]:
     """What comments say of replies' tokens, by the rows that those are trained in."""
     found = {}
     for prepared in learner.examples:
@@ -97,9 +97,9 @@ def _hindsight(base: Base, learner: Learner) -> dict[Row, Hindsight]:
         said_N = _first_logprobs(base, prepared.with_comment)
         plain_N = _first_logprobs(base, prepared.alone)
         advantages_N = hindsight_advantages(said_N, plain_N, torch.zeros_like(plain_N, dtype=torch.long), 1)
-        found[prepared.alone] = Hindsight(advantages_N, plain_N)
+        found[prepared.alone] = Credited(advantages_N, plain_N)
         if prepared.with_context is not None:
-            found[prepared.with_context] = Hindsight(advantages_N, _first_logprobs(base, prepared.with_context))
+            found[prepared.with_context] = Credited(advantages_N, _first_logprobs(base, prepared.with_context))
     return found
 
 
@@ -110,7 +110,8 @@ def _first_logprobs(base: Base, row: Row) -> torch.Tensor:
         return token_logprobs(base.states(packed), base.head, packed.target_N)
 
 
-def _step(passes: "Passes", active: Sequence[Learner], optimizer: SlotAdamW, on_step: OnStep) -> None:
+def take_step(passes: "Passes", active: Sequence[Learner], optimizer: SlotAdamW, on_step: OnStep) -> None:
+    """One step of each of these learners, their rows packed together. One that fails has its `failure` set, and its weights stay."""
     sums = passes.run([item for number, learner in enumerate(active) for item in learner.items(number)], len(active))
     slots = [learner.slot for learner in active]
     gradient_S_N = passes.stack.weights_U_N.grad[slots]

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Frozen, Interaction, latest_interactions
+from service.domain.norms import Norm
 from service.domain.slow_weights import AdapterVersion, Promote, Reject, Scope, TrainReport
 from service.errors import JobFailed
 
@@ -68,6 +69,8 @@ class Work(Frozen):
     kl_text_budget_nats: float | None = None
     """Of this scope, where an admin has set one; else the settings' apply."""
     kl_chat_budget_nats: float | None = None
+    norms: tuple[Norm, ...] = ()
+    """What every reply to the scope's users should hold."""
     created: float
     """Seconds since the epoch; becomes the version's `created`."""
     users: dict[str, UserLog]
