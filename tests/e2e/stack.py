@@ -25,7 +25,7 @@ MODEL = "smollm2-135m-instruct"
 class Stack:
     """A running `fastslow up`."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, **changed: object) -> None:
         self.data_dir = folder / "data"
         self.output = folder / "up.log"
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -43,6 +43,7 @@ class Stack:
             # A test that waits for the optimizer need not wait for a minute of silence first.
             "OPTIMIZE_SILENCE_SECONDS": 5,
         }
+        settings |= {name.upper(): value for name, value in changed.items()}
         self._environment = os.environ | {f"FASTSLOW_{name}": str(value) for name, value in settings.items()}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -189,9 +190,9 @@ class Reply:
 
 
 @contextmanager
-def running(folder: Path, model: Path) -> Iterator[Stack]:
-    """A stack that is stopped with Ctrl-C afterwards and must leave nothing."""
-    stack = Stack(folder, model)
+def running(folder: Path, model: Path, **settings: object) -> Iterator[Stack]:
+    """A stack that is stopped with Ctrl-C afterwards and must leave nothing. Settings by name, beyond what all stacks here have."""
+    stack = Stack(folder, model, **settings)
     try:
         stack.start()
         yield stack

@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,111 +10,20 @@ from rich.console import Console
 
 from service.tokens import Tokens
 from tests.benchmarks.learning.analysis import Results, bootstrap, diagonal_gain
-from tests.benchmarks.learning.arms import CHANNELS, last_k, oracle
-from tests.benchmarks.learning.client import Messages, Reply
+from tests.benchmarks.learning.arms import last_k, oracle
 from tests.benchmarks.learning.folder import OtherRun, open_run
 from tests.benchmarks.learning.peers import Peer
-from tests.benchmarks.learning.plan import Plan, plan
-from tests.benchmarks.learning.prompts import load
+from tests.benchmarks.learning.plan import plan
 from tests.benchmarks.learning.records import Records
-from tests.benchmarks.learning.run import Bench
 from tests.benchmarks.learning.session import execute
 from tests.benchmarks.learning.users import population
-
-TRAIN, TEST = load()
-BY_ASK = {prompt.ask: prompt for prompt in (*TRAIN, *TEST)}
-SMALL = plan("smoke", seed=0, users=4, tests=3, points=(0, 1, 3), shuffled=2, settle_seconds=0.0)
-
-
-class Interrupted(Exception):
-    """The machine went away."""
-
-
-class FakeService:
-    """Remembers each user's last correction, and replies in its style: all that these tests need of learning."""
-
-    def __init__(self, *, fails_after: int | None = None) -> None:
-        self.asked: list[tuple[str | None, str, int]] = []
-        self.told: dict[str, dict[str, Any]] = {}
-        self.repeats = 0
-        self.steps = 0
-        self.styles: dict[str, str] = {}
-        self.moves: list[str] = []
-        """Consolidations and rollbacks, and who was asked of between them."""
-        self.unsettled = False
-        self._left = fails_after
-
-    async def chat(
-        self, messages: Messages, *, user: str | None = None, personalization: dict[str, bool] | None = None, **_: Any
-    ) -> Reply:
-        self._step()
-        if personalization is not None and personalization["adapter"]:
-            self.moves.append("with context" if personalization["context"] else "without")
-        ask = messages[-1]["content"]
-        self.asked.append((user, ask, len(messages)))
-        ending = self.styles.get(user or "", "")
-        plain = BY_ASK[ask].plain if ask in BY_ASK else ""
-        return Reply(f"id-{len(self.asked)}", f"{plain}{ending}", 30 + 10 * len(messages), 20, 0, 0.01, "base", "auto")
-
-    async def feedback(self, user: str, body: dict[str, Any], *, key: str) -> None:
-        self.repeats += key in self.told
-        self.told[key] = body
-        self._step()
-        if "correction" in body:
-            self.styles[user] = " Cheers!" if body["correction"].endswith("Cheers!") else ""
-
-    async def optimizing(self, _: str) -> bool:
-        return self.unsettled
-
-    async def consolidate(self, scope: str) -> str:
-        self._step()
-        self.moves.append(scope)
-        return f"job of {scope}"
-
-    async def ended(self, _: str) -> dict[str, Any]:
-        self._step()
-        return {"state": "promoted", "reasons": []}
-
-    async def roll_back(self, scope: str) -> None:
-        self._step()
-        self.moves.append(f"{scope} back")
-
-    async def adapters(self) -> list[dict[str, Any]]:
-        return []
-
-    def _step(self) -> None:
-        self.steps += 1
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                raise Interrupted
-
-
-def bench(
-    records: Records,
-    service: Any,
-    tokens: Tokens,
-    *,
-    chosen: Plan = SMALL,
-    peers: Sequence[Peer] = (),
-    told: Any = str,
-) -> Bench:
-    return Bench(
-        chosen,
-        service=service,
-        records=records,
-        count=tokens.count,
-        prefix="t",
-        peers=peers,
-        concurrency=3,
-        advance=told,
-    )
+from tests.learning_service import SMALL, TEST, TRAIN, FakeService, bench
 
 
 async def test_each_arm_answers_the_same_questions_of_every_user_at_every_point(tmp_path: Path, tokens: Tokens) -> None:
     records = Records(tmp_path / "r.jsonl")
-    told: list[str] = []
-    run = bench(records, FakeService(), tokens, told=told.append)
+    told: list[tuple[str, int]] = []
+    run = bench(records, FakeService(), tokens, told=told)
     await run.run()
     asked = {(arm, point): [] for arm in ("fast", "last-k") for point in SMALL.points}
     for record in records.under("reply"):
@@ -129,7 +36,7 @@ async def test_each_arm_answers_the_same_questions_of_every_user_at_every_point(
         ("shuffled", 3),
     }
     assert all(sorted(found) == everything for (arm, _), found in asked.items() if arm != "shuffled")
-    assert len(told) == run.steps
+    assert sum(steps for _, steps in told) == run.steps
 
 
 async def test_each_user_gives_exactly_as_many_feedbacks_as_the_last_point_says(tmp_path: Path, tokens: Tokens) -> None:
@@ -190,9 +97,10 @@ async def test_a_run_ends_with_the_line_pictures_and_replies(tmp_path: Path, tok
     service.unsettled = True
     run = open_run(tmp_path / "run", SMALL, where="here")
     line = json.loads(await execute(run, SMALL, service, concurrency=3, console=Console(quiet=True)))
-    assert list(line)[:16] == [
+    assert list(line)[:21] == [
         *("bench", "size", "users", "arms", "ci", "oracle", "swap", "shuffled", "context_tokens"),
         *("adapters", "over_budget", "kl_text_max_nats", "kl_chat_max_nats"),
+        *("feedback_ratio", "kl_ratio_at_matched_satisfaction", "context_tokens_ratio", "way_to_oracle", "rejected"),
         *("seed", "fractions", "recovered"),
     ]
     assert line["users"] == 4
@@ -232,35 +140,6 @@ async def test_a_peer_is_told_the_same_in_the_conversation(tmp_path: Path, token
     assert told == {run.account(person): 3 for person in run.people}
 
 
-async def test_arms_with_an_adapter_are_measured_after_its_consolidation_and_the_pooled_one_alone(
-    tmp_path: Path, tokens: Tokens
-) -> None:
-    slow = replace(SMALL, arms=("base", "fast", "pooled", "slow", "both"), users=2, tests=1, shuffled=0)
-    service = FakeService()
-    told: list[str] = []
-    run = bench(Records(tmp_path / "r.jsonl"), service, tokens, chosen=slow, told=told.append)
-    await run.run()
-    own = [f"user:{run.account(person)}" for person in run.people]
-    assert service.moves[:6] == ["global", "without", "without", "global back", *own]
-    assert sorted(service.moves[6:]) == ["with context"] * 2 + ["without"] * 2
-    assert len(told) == run.steps
-
-
-@pytest.mark.parametrize("left", range(1, 12))
-async def test_a_consolidation_is_not_done_again_when_a_run_goes_on(tmp_path: Path, tokens: Tokens, left: int) -> None:
-    slow = replace(SMALL, arms=("pooled", "slow"), users=2, tests=1, points=(1,), shuffled=0)
-    whole = FakeService(fails_after=1000)
-    await bench(Records(tmp_path / "whole.jsonl"), whole, tokens, chosen=slow).run()
-    path = tmp_path / "r.jsonl"
-    first, second = FakeService(fails_after=whole.steps - left), FakeService()
-    records = Records(path)
-    with pytest.raises((ExceptionGroup, Interrupted)):
-        await bench(records, first, tokens, chosen=slow).run()
-    records.close()
-    await bench(Records(path), second, tokens, chosen=slow).run()
-    assert sorted(first.moves + second.moves) == sorted(whole.moves)
-
-
 def exchange(ask: str, **signals: object) -> dict[str, Any]:
     return {"ask": ask, "signals": signals, "reply": {"text": "first"}, "other": {"text": "second"}}
 
@@ -286,15 +165,6 @@ def test_the_oracle_writes_out_the_preferences_and_shows_replies_that_satisfy(to
         assert all(p.told in system["content"] for p in person.preferences)
         assert len(turns) >= 12
         assert all(p.check(m["content"]) for m in turns[1::2] for p in person.preferences)
-
-
-def test_only_arms_with_an_adapter_of_their_own_wait_for_a_consolidation() -> None:
-    assert {name: channel.scope for name, channel in CHANNELS.items()} == {
-        "fast": "",
-        "pooled": "global",
-        "slow": "user",
-        "both": "user",
-    }
 
 
 def test_the_bootstrap_covers_the_mean_and_narrows_with_more_users() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from service.keys import load_keys
 from service.settings import Settings
 from tests.benchmarks import processes
-from tests.benchmarks.learning.arms import CHANNELS, PLAIN
+from tests.benchmarks.learning.arms import CHANNELS, PLAIN, SLOW
 from tests.benchmarks.learning.client import Endpoint, Refused, Service
 from tests.benchmarks.learning.folder import STACK, OtherRun, Run, open_run
 from tests.benchmarks.learning.peers import Peer
@@ -48,7 +48,7 @@ def peers_of(options: argparse.Namespace) -> list[Peer]:
     ]
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--seed", type=int, default=0)
@@ -56,7 +56,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tests", type=int, help="test questions")
     parser.add_argument("--points", help="feedbacks after which is measured, such as 0,5,10")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join((*PLAIN, *CHANNELS))}")
-    parser.add_argument("--folder", type=Path, help="default: data/bench-learning/SIZE-SEED")
+    parser.add_argument("--slow", action="store_true", help=f"and the arms that wait for adapters: {', '.join(SLOW)}")
+    parser.add_argument(
+        "--small-chat-budget", type=float, metavar="NATS", help="of the consolidation that serves both-small"
+    )
+    parser.add_argument("--folder", type=Path, help="default: data/bench-learning/SIZE-SEED, or SIZE-SEED-slow")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
     running_service = parser.add_argument_group("a running service, instead of a stack of its own")
     running_service.add_argument("--url", help="such as http://127.0.0.1:8080")
@@ -69,8 +73,8 @@ def arguments() -> argparse.Namespace:
     )
     rivals.add_argument("--peer-model", action="append", default=[], metavar="NAME=MODEL")
     rivals.add_argument("--peer-key", action="append", default=[], metavar="NAME=KEY")
-    options = parser.parse_args()
-    options.arms = tuple(options.arms.split(","))
+    options = parser.parse_args(given)
+    options.arms = tuple(dict.fromkeys([*options.arms.split(","), *(SLOW if options.slow else ())]))
     if unknown := set(options.arms) - {*PLAIN, *CHANNELS}:
         parser.error(f"no arm {', '.join(sorted(unknown))}")
     if (options.url is None) != (options.keys_file is None):
@@ -82,14 +86,30 @@ def chosen_plan(options: argparse.Namespace) -> Plan:
     """The size's plan with what the options change."""
     points = options.points and tuple(int(point) for point in options.points.split(","))
     changes = {"users": options.users, "tests": options.tests, "points": points}
+    changes["small_chat_budget_nats"] = options.small_chat_budget
     given = {name: value for name, value in changes.items() if value}
     return plan(options.size, seed=options.seed, arms=options.arms, **given)
+
+
+def stack_settings(chosen: Plan) -> dict[str, object]:
+    """What a stack of its own is told where the plan consolidates."""
+    if not set(chosen.arms) & set(SLOW):
+        return {}
+    return {
+        # Some feedbacks say nothing that can be learnt ("meh"), and whoever has given as many as the last point says has done their part.
+        "user_min_feedbacks": max(2, chosen.points[-1] * 3 // 4),
+        # Eight at a time on two busy cores.
+        "job_limit_seconds": 6 * 3600,
+        # Nobody kills workers here, and one may be slow to show that it lives.
+        "lease_seconds": 60,
+    }
 
 
 def main() -> None:
     options = arguments()
     chosen = chosen_plan(options)
-    folder = options.folder or Path("data") / "bench-learning" / f"{chosen.size}-{chosen.seed}"
+    name = "-".join([chosen.size, str(chosen.seed), *(["slow"] if stack_settings(chosen) else [])])
+    folder = options.folder or Path("data") / "bench-learning" / name
     console = Console(stderr=True)
     with ExitStack() as stack:
         stack.enter_context(processes.tidy_end())
@@ -104,7 +124,7 @@ def main() -> None:
         if url is None:
             console.print("starting a stack of its own (about a minute)")
             (run.folder / STACK).mkdir(exist_ok=True)
-            own: Stack = stack.enter_context(running(run.folder / STACK, model))
+            own: Stack = stack.enter_context(running(run.folder / STACK, model, **stack_settings(chosen)))
             url, keys_file = own.url, own.data_dir / "keys.json"
         keys = load_keys(keys_file)
         line = asyncio.run(

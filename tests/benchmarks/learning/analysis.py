@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from service.domain.slow_weights import Divergence
 from tests.benchmarks.learning.arms import FIXED
 from tests.benchmarks.learning.plan import Plan
 from tests.benchmarks.learning.prompts import Prompt
@@ -74,13 +75,17 @@ class Results:
         measured = {person.name: self.replies(arm, person, point) for person in self.people}
         return {name: fmean(float(r[of]) for r in replies) for name, replies in measured.items() if replies}
 
+    def score(self, arm: str, point: int) -> float:
+        """The mean over users."""
+        return fmean(self.users(arm, point).values())
+
     def curve(self, arm: str, *, of: str = "satisfied") -> dict[int, Interval]:
         return {point: bootstrap(list(self.users(arm, point, of=of).values())) for point in self.points(arm)}
 
     def difference(self, arm: str, other: str, point: int) -> Interval:
         """How much better one arm does than another by the same users."""
         ours, theirs = self.users(arm, point), self.users(other, point)
-        return bootstrap([ours[name] - theirs[name] for name in ours.keys() & theirs.keys()])
+        return bootstrap([ours[name] - theirs[name] for name in sorted(ours.keys() & theirs.keys())])
 
     def shuffled(self) -> Interval | None:
         """What feedback of users who want something else gains over the base."""
@@ -118,6 +123,11 @@ class Results:
             "p95_ms": percentile(seconds, 0.95) * 1000,
         }
 
+    def context_tokens(self, arm: str) -> float:
+        """What the arm puts before a question at its last point, in tokens; all of the prompt where there is no base to compare with."""
+        question = self.cost("base")["prompt_tokens"] if "base" in self.arms else 0.0
+        return self.cost(arm)["prompt_tokens"] - question
+
 
 def diagonal_gain(matrix: Sequence[Sequence[float]]) -> Interval:
     """By how much users are better served by their own context than by others', over the rows."""
@@ -126,12 +136,14 @@ def diagonal_gain(matrix: Sequence[Sequence[float]]) -> Interval:
 
 
 def adapters(versions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How many adapter versions there are, and how far from the base."""
+    """How many adapter versions there are, how many break a budget as the gate reads it, and how far from the base they are."""
     reports = [version["report"] for version in versions]
-    over = sum(any(r[k]["upper95_nats"] > r[k]["budget_nats"] for k in ("kl_text", "kl_chat")) for r in reports)
+    within = [
+        all(Divergence.model_validate(report[kind]).within for kind in ("kl_text", "kl_chat")) for report in reports
+    ]
     return {
         "adapters": len(reports),
-        "over_budget": over,
+        "over_budget": within.count(False),
         "kl_text_max_nats": max((r["kl_text"]["mean_nats"] for r in reports), default=0.0),
         "kl_chat_max_nats": max((r["kl_chat"]["mean_nats"] for r in reports), default=0.0),
     }

@@ -27,14 +27,18 @@ class Lesson:
     wanted: str
 
 
+POOLED, OWN, OWN_SMALL = STAGES = ("pooled", "own", "own-small")
+"""Consolidations that are done together, in this order: one adapter for all, each user's own, these again under a smaller chat budget."""
+
+
 @dataclass(frozen=True)
 class Channel:
     """An arm that the service personalizes."""
 
     context: bool
     adapter: bool
-    scope: str = ""
-    """What is consolidated before it is measured: `user`, `global`, or nothing."""
+    stage: str = ""
+    """What is consolidated before it is measured, one of `STAGES`, or nothing."""
 
     @property
     def personalization(self) -> dict[str, bool]:
@@ -43,14 +47,22 @@ class Channel:
 
 CHANNELS = {
     "fast": Channel(context=True, adapter=False),
-    "pooled": Channel(context=False, adapter=True, scope="global"),
-    "slow": Channel(context=False, adapter=True, scope="user"),
-    "both": Channel(context=True, adapter=True, scope="user"),
+    "pooled": Channel(context=False, adapter=True, stage=POOLED),
+    "slow": Channel(context=False, adapter=True, stage=OWN),
+    "both": Channel(context=True, adapter=True, stage=OWN),
+    "both-small": Channel(context=True, adapter=True, stage=OWN_SMALL),
 }
 PLAIN = ("base", "last-k", "oracle")
 """Arms whose context, if any, the client sends as messages; the service personalizes nothing."""
 FIXED = ("base", "oracle")
 """Arms that feedback does not change."""
+SLOW = tuple(name for name, channel in CHANNELS.items() if channel.stage)
+"""Arms that wait for adapters."""
+
+
+def stage_of(arm: str) -> str:
+    """What is consolidated before the arm is measured; nothing for most."""
+    return CHANNELS[arm].stage if arm in CHANNELS else ""
 
 
 def lesson(record: dict[str, Any]) -> Lesson | None:

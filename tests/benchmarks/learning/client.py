@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +13,6 @@ Messages = list[dict[str, str]]
 MAX_TOKENS = 64
 TRIES = 5
 REQUEST_SECONDS = 600.0
-JOB_POLL_SECONDS = 2.0
-ENDED = ("promoted", "rejected", "failed")
 
 
 @dataclass(frozen=True)
@@ -130,19 +129,22 @@ class Service(Endpoint):
         found: list[dict[str, Any]] = (await self.request("GET", "admin/adapters", headers=self._admin)).json()["data"]
         return found
 
-    async def consolidate(self, scope: str) -> str:
-        """Start training the scope's adapter; the job's id."""
-        started = await self.post("admin/consolidations", {"scope": scope}, **self._admin)
-        return str(started.json()["id"])
+    async def consolidate(self, scopes: Sequence[str]) -> dict[str, str]:
+        """Start training the scopes' adapters side by side; each scope's job. One that is being trained already keeps its job."""
+        started = await self.post("admin/consolidations/batch", {"scopes": list(scopes)}, **self._admin)
+        return {job["scope"]: job["id"] for job in started.json()["data"]}
 
-    async def ended(self, job_id: str) -> dict[str, Any]:
-        """The job, once it has ended."""
-        while True:
-            response = await self.request("GET", f"admin/consolidations/{job_id}", headers=self._admin)
-            job: dict[str, Any] = response.json()
-            if job["state"] in ENDED:
-                return job
-            await asyncio.sleep(JOB_POLL_SECONDS)
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """A consolidation: how far it is, or how it ended."""
+        found: dict[str, Any] = (
+            await self.request("GET", f"admin/consolidations/{job_id}", headers=self._admin)
+        ).json()
+        return found
+
+    async def chat_budget(self, scope: str, nats: float | None) -> None:
+        """Set the scope's KL budget on chat anchors, nats per token; None leaves it to the default again."""
+        body = {"kl_chat_nats": nats}
+        await self.request("PUT", f"admin/scopes/{scope}/budgets", json=body, headers=self._admin)
 
     async def roll_back(self, scope: str) -> None:
         await self.post(f"admin/scopes/{scope}/rollback", {"reason": "bench-learning"}, **self._admin)

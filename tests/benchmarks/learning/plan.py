@@ -24,6 +24,10 @@ class Plan:
     """Users of the control, whose feedback is somebody else's."""
     settle_seconds: float
     """Longest wait at each point for the contexts that are being optimized in the background."""
+    settle_adapters_seconds: float
+    """Likewise after consolidations: every promotion has its user's contexts scored again."""
+    small_chat_budget_nats: float = 0.03
+    """KL budget on chat anchors, nats per token, of the second consolidation that `both-small` is served by."""
 
     def fields(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -32,7 +36,15 @@ class Plan:
 
 ARMS = ("base", "last-k", "fast", "oracle")
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"users": 4, "preferences": (1,), "points": (0, 2, 5), "tests": 4, "shuffled": 2, "settle_seconds": 30.0},
+    "smoke": {
+        "users": 4,
+        "preferences": (1,),
+        "points": (0, 2, 5),
+        "tests": 4,
+        "shuffled": 2,
+        "settle_seconds": 30.0,
+        "settle_adapters_seconds": 120.0,
+    },
     "small": {
         "users": 12,
         "preferences": (1, 2),
@@ -40,6 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tests": 10,
         "shuffled": 6,
         "settle_seconds": 90.0,
+        "settle_adapters_seconds": 900.0,
     },
     "full": {
         "users": 36,
@@ -48,6 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tests": 20,
         "shuffled": 12,
         "settle_seconds": 900.0,
+        "settle_adapters_seconds": 3600.0,
     },
 }
 

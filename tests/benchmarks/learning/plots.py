@@ -15,20 +15,28 @@ COLOURS = {
     "slow": "#8a4fb0",
     "pooled": "#b0a04f",
     "both": "#2a9d5c",
+    "both-small": "#7cc49a",
     "oracle": "#333333",
 }
 DASHED = ("base", "oracle")
 DPI = 120
+ASIDE = 0.12
+"""Between arms with a single point, in distances between points."""
 
 
 def curves(found: Mapping[str, Mapping[int, Interval]], path: Path, *, title: str) -> None:
-    """Satisfaction over feedbacks, a line an arm with its interval; the points stand at equal distances."""
+    """Satisfaction over feedbacks, a line an arm with its interval; the points stand at equal distances.
+
+    Arms with a single point stand beside each other, to the right of the others.
+    """
     points = sorted({point for curve in found.values() for point in curve})
     places = {point: place for place, point in enumerate(points)}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    aside = 0.0
     for arm, curve in found.items():
-        x = [places[point] for point in curve]
+        aside += ASIDE if len(curve) == 1 else 0.0
+        x = [places[point] + (aside if len(curve) == 1 else 0.0) for point in curve]
         colour = COLOURS.get(arm)
         [line] = axes.plot(
             x,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from tests.benchmarks.learning import figures
 from tests.benchmarks.learning.analysis import Interval, Results, adapters, diagonal_gain
 from tests.benchmarks.learning.prompts import Prompt
 from tests.benchmarks.stats import json_line
@@ -42,13 +44,36 @@ def costs(results: Results) -> Table:
     return out
 
 
-def result(
-    results: Results, versions: Sequence[Mapping[str, Any]], swap: Interval | None, details: Mapping[str, object]
-) -> str:
-    """The last line. Details beyond the headline: paired differences, costs, who was not settled, and what the run adds."""
+def adapter_table(results: Results) -> Table:
+    """A row a consolidation: how it ended, what its candidate is like, and why it is not served."""
+    out = Table(
+        title="Consolidations (KL on chat and text anchors in nats per token; held-out margins without context)"
+    )
+    for column in ("stage", "scope", "ended", "KL chat", "KL text", "margin, base", "candidate", "context", "reasons"):
+        out.add_column(column, justify="right" if column[0] in "KmcC" else "left")
+    for record in results.records.under("consolidated"):
+        _, stage, scope = record["key"]
+        # What a reason quotes is not to be read as markup.
+        reasons = Text("\n".join(record["reasons"]))
+        out.add_row(stage, scope, record["state"], *_measured(record["report"]), reasons)
+    return out
+
+
+def _measured(report: Mapping[str, Any] | None) -> list[str]:
+    """A report's cells; empty where it never came to one."""
+    if report is None:
+        return [""] * 5
+    nats = [report["kl_chat"]["mean_nats"], report["kl_text"]["mean_nats"]]
+    nats += [report["margins"]["base"], report["margins"]["candidate"]]
+    return [f"{value:.3f}" for value in nats] + [
+        f"{report['context_tokens_before']} > {report['context_tokens_after']}"
+    ]
+
+
+def result(results: Results, versions: figures.Versions, swap: Interval | None, details: Mapping[str, object]) -> str:
+    """The last line. Details beyond the headline: paired differences, costs, who was not settled, what the run adds."""
     curves = {arm: results.curve(arm) for arm in results.arms}
     taken = {arm: results.cost(arm) for arm in results.arms}
-    question_tokens = taken["base"]["prompt_tokens"] if "base" in taken else 0.0
     last = results.plan.points[-1]
     headline = {
         "size": results.plan.size,
@@ -58,8 +83,9 @@ def result(
         "oracle": curves["oracle"][last].mean if "oracle" in curves else 0.0,
         "swap": (swap or NONE).fields(),
         "shuffled": (results.shuffled() or NONE).fields(),
-        "context_tokens": {arm: cost["prompt_tokens"] - question_tokens for arm, cost in taken.items()},
-        **adapters(versions),
+        "context_tokens": {arm: results.context_tokens(arm) for arm in taken},
+        **adapters(figures.made(results, versions)),
+        **figures.headline(results, versions),
     }
     unsettled = {str(r["key"][1]): len(r["unsettled"]) for r in results.records.under("settled") if r["unsettled"]}
     told = {
@@ -71,6 +97,7 @@ def result(
         else {},
         **{figure: {a: c[figure] for a, c in taken.items()} for figure in ("p50_ms", "p95_ms", "cached_share")},
         "unsettled": unsettled,
+        **figures.details(results, versions),
     }
     return json_line("learning", headline, {**told, **details})
 

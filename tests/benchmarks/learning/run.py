@@ -1,4 +1,4 @@
-"""A run: users teach until a point, every arm answers the test questions, on to the next point."""
+"""A run: users teach until a point, every arm answers the test questions, on to the next point; then the arms that wait for adapters."""
 
 import asyncio
 import json
@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from tests.benchmarks.learning.arms import CHANNELS, FIXED, PLAIN, Count, last_k, oracle
+from tests.benchmarks.learning.arms import CHANNELS, FIXED, PLAIN, POOLED, STAGES, Count, last_k, oracle, stage_of
 from tests.benchmarks.learning.client import Messages, Reply, Service
+from tests.benchmarks.learning.consolidations import Advance, Consolidations, Note
 from tests.benchmarks.learning.lessons import Pupil, School
 from tests.benchmarks.learning.peers import Peer
 from tests.benchmarks.learning.plan import Plan
@@ -19,9 +20,6 @@ SHUFFLED = "shuffled"
 SHUFFLED_FEEDBACKS = 10
 """Most feedbacks that a user of the control is given."""
 SETTLE_POLL_SECONDS = 1.0
-
-Advance = Callable[[str], None]
-"""Told what was done, once for every feedback and reply."""
 
 
 class Bench:
@@ -38,6 +36,7 @@ class Bench:
         peers: Sequence[Peer] = (),
         concurrency: int,
         advance: Advance,
+        note: Note,
     ) -> None:
         train, test = load()
         self.plan = plan
@@ -48,6 +47,9 @@ class Bench:
         self.train, self.tests = train, test[: plan.tests]
         self._count = count
         self._prefix = prefix
+        self._consolidations = Consolidations(
+            service, records, small_chat_budget_nats=plan.small_chat_budget_nats, advance=advance, note=note
+        )
         self._school = School(service, records, train, seed=plan.seed)
         self._gate = asyncio.Semaphore(concurrency)
         self._advance = advance
@@ -56,24 +58,25 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        """How often `advance` is going to be called."""
+        """How many steps `advance` is going to be told of: feedbacks, replies and consolidations."""
         measured = sum(1 if arm in FIXED else len(self.plan.points) for arm in self._repeated)
-        arms = measured + sum(1 for arm in self.plan.arms if self._scope(arm))
+        arms = measured + sum(1 for arm in self.plan.arms if stage_of(arm))
         replies = arms * len(self.people) * len(self.tests)
         control = self.plan.shuffled * (self._control_point + len(self.tests))
-        return replies + len(self.people) * self.plan.points[-1] + control
+        consolidations = sum(len(self._scopes(stage)) for stage in self._stages)
+        return replies + len(self.people) * self.plan.points[-1] + control + consolidations
 
     async def run(self) -> None:
         for point in self.plan.points:
             await self._together(self._teach, [(self.pupil(person), point) for person in self.people])
-            await self._settle([self.account(person) for person in self.people], point)
+            await self._settle(self._accounts, point)
             for peer in self.peers.values():
                 await self._together(self._tell_peer, [(peer, person, point) for person in self.people])
             arms = [arm for arm in self._repeated if point == 0 or arm not in FIXED]
             await self._measure(arms, self.people, point)
         await self._control()
-        for scope in ("global", "user"):
-            await self._consolidated([arm for arm in self.plan.arms if self._scope(arm) == scope], scope)
+        for stage in self._stages:
+            await self._slow(stage)
 
     def account(self, person: Person, kind: str = "") -> str:
         """The user that the service knows a person as."""
@@ -89,20 +92,29 @@ class Bench:
 
     @property
     def _repeated(self) -> list[str]:
-        return [arm for arm in self.plan.arms if not self._scope(arm)] + list(self.peers)
+        return [arm for arm in self.plan.arms if not stage_of(arm)] + list(self.peers)
+
+    @property
+    def _stages(self) -> list[str]:
+        wanted = {stage_of(arm) for arm in self.plan.arms}
+        return [stage for stage in STAGES if stage in wanted]
+
+    @property
+    def _accounts(self) -> list[str]:
+        return [self.account(person) for person in self.people]
+
+    def _scopes(self, stage: str) -> list[str]:
+        """What the stage consolidates."""
+        return ["global"] if stage == POOLED else [f"user:{account}" for account in self._accounts]
 
     @property
     def _control_point(self) -> int:
         return min(SHUFFLED_FEEDBACKS, self.plan.points[-1])
 
-    @staticmethod
-    def _scope(arm: str) -> str:
-        return CHANNELS[arm].scope if arm in CHANNELS else ""
-
     async def _teach(self, pupil: Pupil, until: int) -> None:
         await self._school.teach(pupil, until=until)
         for _ in range(self._taught.get(pupil.account, 0), until):
-            self._advance(f"{until} feedbacks")
+            self._advance(f"{until} feedbacks", 1)
         self._taught[pupil.account] = until
 
     async def _tell_peer(self, peer: Peer, person: Person, point: int) -> None:
@@ -111,11 +123,12 @@ class Bench:
 
     async def _settle(self, accounts: Sequence[str], point: int | str) -> None:
         """Wait until nothing is being optimized any more; who is not done in time is put on record."""
+        most = self.plan.settle_adapters_seconds if point in STAGES else self.plan.settle_seconds
         if self.records.get("settled", point) is not None:
             return
         began = time.monotonic()
         left = list(accounts)
-        while left and time.monotonic() - began < self.plan.settle_seconds:
+        while left and time.monotonic() - began < most:
             left = [account for account in left if await self.service.optimizing(account)]
             if left:
                 await asyncio.sleep(SETTLE_POLL_SECONDS)
@@ -140,7 +153,7 @@ class Bench:
                 fraction=verdict.fraction,
                 reply=reply.fields(),
             )
-        self._advance(f"{arm} after {point}")
+        self._advance(f"{arm} after {point}", 1)
 
     async def _answer(self, arm: str, person: Person, point: int, prompt: Prompt) -> Reply:
         question = [{"role": "user", "content": prompt.ask}]
@@ -175,29 +188,13 @@ class Bench:
         await self._settle([pupil.account for pupil in pupils], SHUFFLED)
         await self._measure([SHUFFLED], people, self._control_point)
 
-    async def _consolidated(self, arms: Sequence[str], scope: str) -> None:
-        """Train adapters of the scope, one for all or each user's own, and measure the arms that they serve."""
-        if not arms:
-            return
-        scopes = ["global"] if scope == "global" else [f"user:{self.account(person)}" for person in self.people]
-        for name in scopes:
-            if self.records.get("consolidated", name) is None:
-                started = self.records.get("consolidating", name)
-                if started is None:
-                    started = self.records.put("consolidating", name, id=await self.service.consolidate(name))
-                job = await self.service.ended(started["id"])
-                self.records.put("consolidated", name, state=job["state"], reasons=job["reasons"])
-        await self._settle([self.account(person) for person in self.people], scope)
+    async def _slow(self, stage: str) -> None:
+        """Have the stage's adapters trained, and measure the arms that they serve; who has none in the end has what serves them then."""
+        await self._consolidations.done(stage, self._scopes(stage))
+        await self._settle(self._accounts, stage)
+        arms = [arm for arm in self.plan.arms if stage_of(arm) == stage]
         await self._measure(arms, self.people, self.plan.points[-1])
-        if scope == "global":
-            await self._take_back()
-
-    async def _take_back(self) -> None:
-        """Without the shared adapter, the users' own are measured by themselves."""
-        shared = self.records.get("consolidated", "global")
-        if shared and shared["state"] == "promoted" and self.records.get("taken back") is None:
-            await self.service.roll_back("global")
-            self.records.put("taken back")
+        await self._consolidations.take_back(stage)
 
     async def _together(self, work: Callable[..., Coroutine[Any, Any, None]], cases: Sequence[tuple[Any, ...]]) -> None:
         """All cases at once, but no more than so many at a time; the first error ends the run."""

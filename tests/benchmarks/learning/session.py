@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +15,15 @@ from tests.benchmarks.learning.client import Service
 from tests.benchmarks.learning.folder import Run
 from tests.benchmarks.learning.peers import Peer
 from tests.benchmarks.learning.plan import Plan
-from tests.benchmarks.learning.report import controls, costs, labels, readable, result, scores
+from tests.benchmarks.learning.report import (
+    adapter_table,
+    controls,
+    costs,
+    labels,
+    readable,
+    result,
+    scores,
+)
 from tests.benchmarks.learning.run import Bench
 
 
@@ -27,8 +36,8 @@ async def execute(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting")
 
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
+        def advance(what: str, steps: int) -> None:
+            progress.update(task, advance=steps, description=what)
 
         bench = Bench(
             plan,
@@ -39,6 +48,7 @@ async def execute(
             peers=peers,
             concurrency=concurrency,
             advance=advance,
+            note=partial(progress.console.print, markup=False, highlight=False),
         )
         progress.update(task, total=bench.steps)
         await bench.run()
@@ -52,6 +62,8 @@ async def execute(
     readable(results, run.folder)
     console.print(scores(results))
     console.print(costs(results))
+    if any(run.records.under("consolidated")):
+        console.print(adapter_table(results))
     for record in run.records.under("settled"):
         if record["unsettled"]:
             console.print(f"at {record['key'][1]}, {len(record['unsettled'])} contexts were measured unfinished")
