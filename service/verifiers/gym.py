@@ -8,10 +8,11 @@ import logging
 import random
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from service.errors import InvalidRequest
-from service.verifiers.packages import imported
+from service.verifiers.packages import imported, without_entry
 from service.verifiers.problems import TEST_SHARE, Problem, Split, Task, Verdict, problem_id, split_of
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class Gym:
         return list(itertools.islice(itertools.cycle(found.values()), count))
 
     def _source(self, *, seed: int, size: int) -> Any:
-        gym = imported("reasoning_gym")
-        known = imported("reasoning_gym.factory").DATASETS.keys() - UNSAFE
+        factory = _factory()
+        known = factory.DATASETS.keys() - UNSAFE
         if self.dataset not in known:
             why = "scores by running replies as Python" if self.dataset in UNSAFE else "is none of reasoning-gym's"
             raise InvalidRequest(
@@ -89,7 +90,7 @@ class Gym:
                 code="unknown_task",
             )
         try:
-            return gym.create_dataset(self.dataset, seed=seed, size=size, **self.config)
+            return factory.create_dataset(self.dataset, seed=seed, size=size, **self.config)
         except AssertionError as error:
             raise InvalidRequest(f"{self.name} can't be made without more settings: {error}.", param="task") from error
 
@@ -100,6 +101,16 @@ class Gym:
             question + (ASK_EASY if self.config else ASK),
             lambda reply: judge(answer_of(reply), source=source, entry=entry),
         )
+
+
+def _factory() -> Any:
+    """reasoning-gym's registry, filled by all of its categories but `logic`: that one wants pycosat, which is built by a C compiler."""
+    without_entry("reasoning_gym")
+    [folder] = imported("reasoning_gym").__path__
+    categories = {path.parent.name for path in Path(folder).glob("*/__init__.py")} - {"logic", "coaching"}
+    for category in sorted(categories):
+        imported(f"reasoning_gym.{category}")
+    return imported("reasoning_gym.factory")
 
 
 def find(name: str) -> Task | None:

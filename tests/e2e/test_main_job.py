@@ -113,9 +113,9 @@ def consolidate_while_the_worker_dies(stack: Stack, admin: httpx.Client) -> dict
         found: dict[str, Any] = admin.get(f"/v1/admin/consolidations/{started.json()['id']}").json()
         return found
 
-    settled(lambda: job()["stage"] == "train" and job()["step"] >= 2, seconds=400, what="training to begin", seen=job)
+    settled(lambda: job()["stage"] == "train" and job()["step"] >= 6, seconds=600, what="training to begin", seen=job)
     stack.kill("celery", "worker", "consolidate")
-    settled(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=600, what="the job to end", seen=job)
+    settled(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=900, what="the job to end", seen=job)
     return job()
 
 
