@@ -1,0 +1,116 @@
+"""`python -m tests.benchmarks.fst`: Fast-Slow Training against its arms, on the paper's axes.
+
+Reward against samples, samples to rl's peak, KL at matched reward, a second task afterwards, the task switched on the fly, the 2x2. An
+interrupted run, or one that `--limit-seconds` ended, is taken up where it stopped: give the same command again (exit status 75 until
+all is done). Needs torch, transformers and peft beside the tree; pictures are drawn where matplotlib is.
+"""
+
+import argparse
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from service.errors import FastslowError
+from service.settings import Settings
+from tests.benchmarks.fst.analysis import Finished, Results
+from tests.benchmarks.fst.plan import SIZES, Named, runs
+from tests.benchmarks.fst.report import details, line, table
+from workers.consolidation.base import Base, load_base
+from workers.fst.command import line_of
+from workers.fst.folder import Run, State
+from workers.fst.plan import ARMS
+from workers.fst.run import train
+
+# "Try again", of sysexits.h.
+EX_TEMPFAIL = 75
+WIDTH = 140
+# Anchors of each kind and use; a smoke run makes them first, which takes minutes for all of them on a CPU.
+ANCHORS = {"smoke": 8, "full": 48}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="smoke")
+    parser.add_argument("--folder", type=Path, help="default: data/bench-fst/SIZE")
+    parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="begin no cycle after these")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--tasks", help="names, separated by commas; the size's by default, as for the next ones")
+    parser.add_argument("--seeds", help="such as 0,1,2")
+    parser.add_argument("--steps", type=int)
+    return parser.parse_args()
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options change of the size."""
+    found: dict[str, Any] = {}
+    if options.tasks:
+        found["tasks"] = tuple(options.tasks.split(","))
+    if options.seeds:
+        found["seeds"] = tuple(int(seed) for seed in options.seeds.split(","))
+    if options.steps:
+        found["steps"] = options.steps
+    return found
+
+
+def main() -> int:
+    options = arguments()
+    folder = (options.folder or Path("data") / "bench-fst" / options.size).absolute()
+    settings = Settings(anchors=ANCHORS[options.size])
+    # In a file or a pipe rich would take a line to have 80 characters.
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
+    end = time.monotonic() + options.limit_seconds
+
+    @cache
+    def base() -> Base:
+        return load_base(settings)
+
+    named = runs(options.size, folder, arms=options.arms.split(","), **changes(options))
+    finished: list[Finished] = []
+    for number, one in enumerate(named, start=1):
+        about = f"{number} of {len(named)}: {one.role} {one.arm} on {', '.join(one.plan.tasks)}, seed {one.seed}"
+        console.print(about, highlight=False)
+        try:
+            done = one_run(one, base=base, settings=settings, console=console, limit_seconds=end - time.monotonic())
+        except FastslowError as error:
+            console.print(error.message, highlight=False)
+            return 1
+        if done is None:
+            console.print(f"The time is up: the same command goes on in {folder}.", highlight=False)
+            return EX_TEMPFAIL
+        finished.append(done)
+    show(Results(finished), folder, console)
+    print(line(Results(finished), size=options.size))
+    return 0
+
+
+def one_run(one: Named, *, base: Any, settings: Settings, console: Console, limit_seconds: float) -> Finished | None:
+    """Go on with a run; None if the time ended first."""
+
+    def on_point(state: State, record: dict[str, Any]) -> None:
+        console.print(f"  {line_of(record)}", highlight=False)
+
+    result = train(one.plan, one.folder, base=base, settings=settings, on_point=on_point, limit_seconds=limit_seconds)
+    if result is None:
+        return None
+    curve = [record for record in Run(one.folder, one.plan).curve() if record["kind"] == "cycle"]
+    return Finished(one, curve, result)
+
+
+def show(results: Results, folder: Path, console: Console) -> None:
+    console.print(table(results))
+    details(results, folder)
+    try:
+        from tests.benchmarks.fst.plots import draw
+    except ImportError:
+        console.print("matplotlib is not installed: no pictures.")
+        return
+    for path in draw(results, folder):
+        console.print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The pictures of the benchmark. Colours are Okabe and Ito's, which colour-blind people can tell apart; each arm has a mark of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tests.benchmarks.fst.analysis import Point, Results
+
+LOOKS = {
+    "fst": ("#0072B2", "o"),
+    "rl": ("#D55E00", "s"),
+    "context": ("#009E73", "^"),
+    "distill": ("#CC79A7", "D"),
+    "base": ("#777777", "x"),
+}
+DPI = 120
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Write all of them; their files."""
+    pictures = {
+        "reward.png": _rewards,
+        "kl.png": _drifts,
+        "switch.png": _switches,
+        "second-task.png": _seconds,
+        "two-by-two.png": _squares,
+    }
+    files = []
+    for name, picture in pictures.items():
+        figure = Figure(figsize=(5 * len(results.tasks) + 1, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(results.tasks), squeeze=False)[0]
+        for axes, task in zip(panels, results.tasks, strict=True):
+            picture(axes, results, task)
+            axes.grid(axis="y", alpha=0.3)
+            axes.set_axisbelow(True)
+            axes.set_title(axes.get_title() or task, fontsize=10)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(frameon=False, fontsize=8)
+        figure.savefig(folder / name, dpi=DPI)
+        files.append(folder / name)
+    return files
+
+
+def _line(axes: Any, curve: Sequence[Point], arm: str, *, x: Sequence[float], band: bool = True) -> None:
+    colour, mark = LOOKS[arm]
+    axes.plot(x, [p.reward for p in curve], marker=mark, markersize=4, color=colour, label=arm)
+    if band:
+        axes.fill_between(
+            x, [p.lowest for p in curve], [p.highest for p in curve], color=colour, alpha=0.12, linewidth=0
+        )
+
+
+def _rewards(axes: Any, results: Results, task: str) -> None:
+    for arm in LOOKS:
+        curve = results.curve("curve", task, arm)
+        if not curve:
+            continue
+        _line(axes, curve, arm, x=[p.samples for p in curve])
+        if found := results.fit(task, arm):
+            axes.axhline(found.asymptote, color=LOOKS[arm][0], linestyle=":", linewidth=1)
+    axes.set(xlabel="scored replies (steps and evolution)", ylabel="reward on test problems (dotted: fitted asymptote)")
+
+
+def _drifts(axes: Any, results: Results, task: str) -> None:
+    for arm in LOOKS:
+        if curve := results.curve("curve", task, arm):
+            _line(axes, curve, arm, x=[p.kl_nats for p in curve], band=False)
+    axes.set(xlabel="KL(trained || base), nats per token", ylabel="reward on test problems")
+
+
+def _switches(axes: Any, results: Results, task: str) -> None:
+    for arm in LOOKS:
+        if curve := results.curve("switch", task, arm):
+            _line(axes, curve, arm, x=[p.step for p in curve])
+            at = [p.step for p in curve if p.task == task][-1]
+            second = curve[-1].task
+            axes.axvline(at, color="#777777", linewidth=1)
+            axes.set_title(f"{task}, then {second}")
+    axes.set(xlabel="steps (line: the task switches)", ylabel="reward on the task at hand")
+
+
+def _seconds(axes: Any, results: Results, task: str) -> None:
+    found = {name: value for name, value in results.second(task).items() if value is not None}
+    axes.bar(list(found), list(found.values()), color=[LOOKS[name][0] for name in found], width=0.6)
+    axes.set(
+        xlabel="weights that it starts from", ylabel="reward on the second task, after rl on it", title=f"after {task}"
+    )
+
+
+def _squares(axes: Any, results: Results, task: str) -> None:
+    cells = results.two_by_two(task)
+    names = [f"{c['weights']}\n{'with' if c['context'] else 'no'} context" for c in cells]
+    colours = [LOOKS["fst" if c["weights"] == "slow" else "base"][0] for c in cells]
+    axes.bar(names, [c["reward"] for c in cells], color=colours, width=0.6)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set(xlabel="weights and context of fst", ylabel="reward on test problems")

@@ -1,0 +1,145 @@
+"""The folder of a run: its plan, its curves as JSON lines, a checkpoint after every cycle, its result.
+
+A killed run goes on from its last checkpoint: what it had written beyond that is cut off, so it ends as one that was never killed.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from service.domain.feedback import Frozen
+from service.errors import Conflict, NotFound
+from workers.fst.contexts import EMPTY, TaskContext
+from workers.fst.material import Material
+from workers.fst.plan import Plan
+
+PLAN, CURVE, REPLIES, CHECKPOINT, RESULT, LOCK = (
+    "plan.json",
+    "curve.jsonl",
+    "replies.jsonl",
+    "checkpoint.pt",
+    "result.json",
+    ".lock",
+)
+
+
+class State(Frozen):
+    """Where a run is, between cycles."""
+
+    step: int = 0
+    samples: int = 0
+    """Replies that a verifier has scored for learning, of steps and evolutions together; tests don't count."""
+    population: tuple[TaskContext, ...] = (EMPTY,)
+    material: Material = Material()
+    seconds: float = 0.0
+    """Spent so far, over all sessions of the run."""
+    lines: dict[str, int] = {}
+    """File -> its bytes at the checkpoint."""
+
+
+class Run:
+    """An opened run."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """Of a finished run."""
+        try:
+            return json.loads((self.folder / RESULT).read_text())
+        except FileNotFoundError:
+            return None
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The records so far."""
+        path = self.folder / CURVE
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write(self, file: str, record: Mapping[str, Any]) -> None:
+        """Add a line to one of the run's files."""
+        with (self.folder / file).open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def save(self, state: State, tensors: Mapping[str, Any]) -> None:
+        """Checkpoint, whole or not at all."""
+        lines = {name: path.stat().st_size for name in (CURVE, REPLIES) if (path := self.folder / name).exists()}
+        state = state.model_copy(update={"lines": lines})
+        aside = self.folder / f"{CHECKPOINT}.new"
+        torch.save({"state": state.model_dump_json(), **tensors}, aside)
+        os.replace(aside, self.folder / CHECKPOINT)
+
+    def resume(self) -> tuple[State, Mapping[str, Any]] | None:
+        """The last checkpoint, the files cut back to it; None (and empty files) where there is none."""
+        path = self.folder / CHECKPOINT
+        saved = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        state = State.model_validate_json(saved["state"]) if saved else State()
+        for name in (CURVE, REPLIES):
+            if (file := self.folder / name).exists():
+                os.truncate(file, state.lines.get(name, 0))
+        return (state, saved) if saved else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        aside = self.folder / f"{RESULT}.new"
+        aside.write_text(json.dumps(result, indent=1, allow_nan=False))
+        os.replace(aside, self.folder / RESULT)
+
+
+@contextmanager
+def opened(folder: Path, plan: Plan) -> Iterator[Run]:
+    """The run of a plan in its folder, which nobody else may work in meanwhile.
+
+    Raises:
+        Conflict: the folder holds another run, or another process is at work in it.
+    """
+    if folder.is_dir() and not (folder / PLAN).exists() and (strangers := _names(folder)):
+        raise Conflict(f"{folder} is not empty ({strangers[0]}) and holds no run: choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Conflict(f"--out {folder} can't be made: {error.strerror}.") from error
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"Another process is at work in {folder}: wait for it, or choose another --out.") from None
+        _claim(folder, plan)
+        yield Run(folder, plan)
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of the run in a folder.
+
+    Raises:
+        NotFound: there is none.
+    """
+    try:
+        return Plan.model_validate_json((folder / PLAN).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise NotFound(f"{folder} holds no run of Fast-Slow Training that could be read.") from error
+
+
+def _claim(folder: Path, plan: Plan) -> None:
+    if (folder / PLAN).exists():
+        there = read_plan(folder)
+        if there == plan:
+            return
+        was, now = there.model_dump(), plan.model_dump()
+        differ = [f"{name} {was[name]} (not {now[name]})" for name in was if was[name] != now[name]]
+        raise Conflict(f"{folder} holds another run, with {', '.join(differ)}: choose another --out, or remove it.")
+    aside = folder / f"{PLAN}.new"
+    aside.write_text(plan.model_dump_json(indent=1))
+    os.replace(aside, folder / PLAN)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, but for what a run that was killed at once has left."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, f"{PLAN}.new"))

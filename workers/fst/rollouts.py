@@ -1,0 +1,226 @@
+"""Replies of the model in this process, scored by their verifier: batched, temperature 1, no cut, old log-probabilities recorded.
+
+A prompt is run once, and all its samples branch off from its cache. The noise of a reply comes from a seed of its own, so that what is
+sampled does not depend on what else is in the batch.
+
+Letters: B rows, T tokens.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from service.verifiers import Problem, Verdict
+from workers.consolidation.base import Base
+from workers.consolidation.rows import Row, batches
+from workers.consolidation.sampling import GumbelNoise, until_end
+from workers.fst.contexts import TaskContext
+
+# Tokens of the caches of one batch, prompts with padding and replies: 90 KB each for the default model in float32.
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+# What is said of a reply without an end, as advice.
+SHORTER = "Answer in fewer words."
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are made and looked at."""
+
+    new_tokens: int
+    """Most tokens of a reply."""
+    count_cut_off: bool = False
+    """Whether a reply that did not end within them is scored as it stands; else it earns 0."""
+    rewarded: bool = True
+    """Whether the verifier looks at them at all."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem to be answered under a context."""
+
+    problem: Problem
+    context: TaskContext
+    place: int = 0
+    """Of the context in its population: the noise differs by it, so that equal members don't say the same."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A reply, in tokens with the end of turn where the model ended it."""
+
+    asked: Asked
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each token as it was sampled, nats."""
+    text: str
+    verdict: Verdict | None = None
+    """None where nothing asks for the reward."""
+
+    @property
+    def reward(self) -> float:
+        """Raises ValueError where the reply was not scored: nothing must take it for 0."""
+        if self.verdict is None:
+            raise ValueError("this reply was not scored")
+        return self.verdict.reward
+
+
+def scored(rollout: Rollout) -> dict[str, Any]:
+    """A scored reply as `Material.with_reply` takes it and as it is written down."""
+    return {
+        "problem": rollout.asked.problem.id,
+        "prompt": rollout.asked.problem.prompt,
+        "reply": rollout.text,
+        "reward": rollout.reward,
+        "feedback": rollout.verdict.feedback if rollout.verdict else "",
+    }
+
+
+def roll(base: Base, asked: Sequence[Asked], sampling: Sampling, *, samples: int, seed: str) -> list[Rollout]:
+    """`samples` replies to each that is asked, one after the other, in the order of `asked`.
+
+    Args:
+        seed: of this call; the same gives the same replies.
+    """
+    prompts = [one.context.encode(base, one.problem.prompt) for one in asked]
+    # A problem that is asked twice is not answered twice alike.
+    seen: Counter[tuple[str, TaskContext, int]] = Counter()
+    first = []
+    for one in asked:
+        key = (one.problem.id, one.context, one.place)
+        first.append(seen[key])
+        seen[key] += samples
+    found: dict[int, list[Rollout]] = {}
+    most = BATCH_TOKENS[base.device.type]
+    lengths = [samples * (len(prompt) + sampling.new_tokens) for prompt in prompts]
+    for batch in batches(prompts, lengths, max_tokens=most):
+        seeds = [
+            seed_of(seed, asked[i].problem.id, asked[i].place, first[i] + n) for i in batch for n in range(samples)
+        ]
+        drawn = _drawn(base, [prompts[i] for i in batch], samples=samples, new_tokens=sampling.new_tokens, seeds=seeds)
+        for i, replies in zip(batch, _groups(drawn, samples), strict=True):
+            found[i] = [_rollout(base, asked[i], prompts[i], reply, logprobs, sampling) for reply, logprobs in replies]
+    return [rollout for i in range(len(asked)) for rollout in found[i]]
+
+
+def roll_groups(
+    base: Base,
+    problems: Sequence[Problem],
+    population: Sequence[TaskContext],
+    sampling: Sampling,
+    *,
+    rollouts: int,
+    seed: str,
+) -> list[Rollout]:
+    """`rollouts` replies to each problem, problem by problem, exactly the same number under each context in turn.
+
+    Raises:
+        ValueError: they can't be shared out equally.
+    """
+    each, left = divmod(rollouts, len(population))
+    if left:
+        raise ValueError(f"{rollouts} rollouts can't be shared out among {len(population)} contexts")
+    asked = [Asked(problem, context, place) for problem in problems for place, context in enumerate(population)]
+    return roll(base, asked, sampling, samples=each, seed=seed)
+
+
+def rows_of(rollouts: Sequence[Rollout]) -> list[Row]:
+    """One row for each run of rollouts with the same prompt: its replies share the work on it."""
+    rows: list[Row] = []
+    for rollout in rollouts:
+        if rows and rows[-1].prompt == rollout.prompt:
+            rows[-1] = Row(rollout.prompt, (*rows[-1].replies, rollout.reply))
+        else:
+            rows.append(Row(rollout.prompt, (rollout.reply,)))
+    return rows
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from what it depends on, the same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
+
+
+def _rollout(
+    base: Base,
+    asked: Asked,
+    prompt: tuple[int, ...],
+    reply: tuple[int, ...],
+    logprobs: Sequence[float],
+    sampling: Sampling,
+) -> Rollout:
+    text = base.tokenizer.decode(reply, skip_special_tokens=True)
+    ended = reply[-1] == base.tokenizer.eos_token_id
+    return Rollout(
+        asked, prompt, reply, tuple(logprobs), text, _verdict(asked.problem, text, ended=ended, sampling=sampling)
+    )
+
+
+def _verdict(problem: Problem, text: str, *, ended: bool, sampling: Sampling) -> Verdict | None:
+    if not sampling.rewarded:
+        return None
+    if not ended and not sampling.count_cut_off:
+        return Verdict(reward=0.0, feedback=f"The reply did not end within {sampling.new_tokens} tokens. {SHORTER}")
+    return problem.check(text)
+
+
+def _drawn(
+    base: Base, prompts: Sequence[tuple[int, ...]], *, samples: int, new_tokens: int, seeds: Sequence[int]
+) -> list[tuple[tuple[int, ...], list[float]]]:
+    """Replies with their log-probabilities, those to one prompt after each other."""
+    longest, end = max(map(len, prompts)), base.tokenizer.eos_token_id
+    ids_B_T = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=base.device)
+    mask_B_T = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.device)
+    noise = _Recorded(seeds, device=base.device)
+    with torch.inference_mode():
+        before = base.model(
+            input_ids=ids_B_T[:, :-1],
+            attention_mask=mask_B_T[:, :-1],
+            position_ids=(mask_B_T.cumsum(1) - 1).clamp(min=0)[:, :-1],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        before.past_key_values.batch_repeat_interleave(samples)
+        output_B_T = base.model.generate(
+            ids_B_T.repeat_interleave(samples, dim=0),
+            attention_mask=mask_B_T.repeat_interleave(samples, dim=0),
+            past_key_values=before.past_key_values,
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            repetition_penalty=1.0,
+            logits_processor=[noise],
+            max_new_tokens=new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    logprobs_B_T = torch.stack(noise.logprobs, dim=1).tolist()
+    replies = [until_end(tokens, end) for tokens in output_B_T[:, longest:].tolist()]
+    return [(reply, logprobs[: len(reply)]) for reply, logprobs in zip(replies, logprobs_B_T, strict=True)]
+
+
+class _Recorded(GumbelNoise):
+    """Keeps the log-probability of each token that it lets through, nats."""
+
+    def __init__(self, seeds: Sequence[int], *, device: torch.device) -> None:
+        super().__init__(seeds, device=device)
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores_B_V: Tensor) -> Tensor:
+        noised_B_V = super().__call__(input_ids, scores_B_V)
+        # The largest of these is what generate takes.
+        chosen_B_1 = noised_B_V.argmax(dim=1, keepdim=True)
+        scores_B_V = scores_B_V.float()
+        self.logprobs.append(scores_B_V.gather(1, chosen_B_1)[:, 0] - scores_B_V.logsumexp(dim=1))
+        return noised_B_V
+
+
+def _groups(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

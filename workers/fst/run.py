@@ -1,0 +1,82 @@
+"""Runs a plan in a folder: what the command, the queue and the benchmark call."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.errors import InvalidRequest
+from service.settings import Settings
+from service.verifiers import Task, task
+from workers.consolidation.anchors import load_anchors
+from workers.consolidation.base import Base
+from workers.fst import folder as folders
+from workers.fst import policy as policies
+from workers.fst.curves import Curves, conclude
+from workers.fst.folder import CHECKPOINT, State
+from workers.fst.loop import Loop
+from workers.fst.plan import Plan
+from workers.fst.problems import Problems
+
+OnPoint = Callable[[State, dict[str, Any]], None]
+
+
+def train(
+    plan: Plan,
+    out: Path,
+    *,
+    base: Callable[[], Base],
+    settings: Settings,
+    find: Callable[[str], Task] = task,
+    on_point: OnPoint = lambda state, record: None,
+    on_step: Callable[[int], None] = lambda step: None,
+    limit_seconds: float = float("inf"),
+) -> dict[str, Any] | None:
+    """Go on with the run in `out`, or begin it. Its result, or None where the time ended first: the same call goes on then.
+
+    Args:
+        base: gives the frozen base; called only where there is something to do.
+        find: the registry of tasks.
+        limit_seconds: no cycle is begun after these.
+
+    Raises:
+        InvalidRequest: an unknown task.
+        Conflict: the folder holds another run, or another process is at work in it.
+        JobFailed: no model, or a loss that is not finite.
+    """
+    end = time.monotonic() + limit_seconds
+    problems = Problems(plan, find)
+    with folders.opened(out, plan) as run:
+        if run.result is not None:
+            return run.result
+        frozen = base()
+        anchors = load_anchors(
+            frozen, cache=settings.data_dir / "anchors", limit=settings.anchors, progress=lambda done, of: None
+        )
+        with policies.opened(frozen, plan, settings) as policy:
+            _start(policy, plan)
+            curves = Curves(run, policy, problems, anchors, on_point=on_point)
+            loop = Loop(run, policy, problems, settings=settings, measure=curves.point, on_step=on_step)
+            if not loop.go(enough=lambda: time.monotonic() > end):
+                return None
+            return conclude(run, loop.state, policy, problems, anchors, settings=settings)
+
+
+def _start(policy: policies.Policy, plan: Plan) -> None:
+    """Begin with another run's weights, as it learnt them (its export may be scaled down).
+
+    Raises:
+        InvalidRequest: there are none, or they are of another kind.
+    """
+    if not plan.start:
+        return
+    path = Path(plan.start) / CHECKPOINT
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InvalidRequest(f"--start {plan.start}: there is no run with a checkpoint.", param="start") from error
+    if [w.shape for w in weights] != [p.shape for p in policy.parameters]:
+        raise InvalidRequest(f"--start {plan.start}: its weights are of another model, rank or kind.", param="start")
+    policies.restore(policy, weights)
