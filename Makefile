@@ -7,12 +7,14 @@ STAMP := $(VENV)/.installed
 # Where the CPU build of torch is, if pip's configured sources don't have it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Of bench-learning: smoke, small or full.
+# Of bench-learning: smoke, small or full; bench-fst has smoke (its default) and full.
 SIZE ?= small
+# Of bench-learning: anything adds the arms that wait for adapters.
+SLOW ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-prefix bench-learning clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-prefix bench-learning bench-fst bench-consolidation bench-rounds clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -22,7 +24,9 @@ help:
 	@echo "make test            install, lint, check types, run all tests (under 25 minutes on two cores)"
 	@echo "make lint | types | unit | e2e      parts of it"
 	@echo "make bench-gateway | bench-feedback | bench-prefix      measure; the last line is JSON"
-	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour"
+	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
+	@echo "make bench-fst SIZE=smoke|full   Fast-Slow Training against its arms; full wants a GPU"
+	@echo "make bench-consolidation | bench-rounds     many adapters at once (10 minutes); ten rounds of one (half an hour)"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"
 	@echo "make clean           remove the environment and caches; data/ stays"
 
@@ -74,7 +78,18 @@ bench-prefix: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.prefix
 
 bench-learning: $(STAMP) model
-	@$(BIN)/python -m tests.benchmarks.learning --size $(SIZE)
+	@$(BIN)/python -m tests.benchmarks.learning --size $(SIZE) $(if $(SLOW),--slow)
+
+# Of its sizes, unless the command line says which.
+bench-fst: SIZE = smoke
+bench-fst: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.fst --size $(SIZE)
+
+bench-consolidation: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.consolidation
+
+bench-rounds: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.rounds
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     anchors: int = Field(48, ge=8, le=48)
     """Anchors of each kind that steer training, and as many others that judge; with fewer the bound on KL is wider."""
     anchors_file: str = ""
-    """JSON with more anchor prompts, {"text": {topic: [prompt, ...]}, "chat": {...}}: what must not be forgotten. Every other one judges."""
+    """JSON with more anchor prompts, {"text": {topic: [prompt, ...]}, "chat": {...}}: what must not be forgotten. Half of them judge."""
     lora_rank: int = Field(8, ge=1, le=64)
     lora_alpha: int = Field(16, ge=1)
     # Ten passes over a dozen corrections, about two minutes on two cores; at 3e-4 they ended with half of the KL budget unused.

@@ -2,6 +2,7 @@
 
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
 from service.domain.fold import fold
+from service.domain.policy import Limits
 from workers.consolidation.work import UserLog
 
 CORRECTIONS = {
@@ -22,6 +23,16 @@ CORRECTIONS = {
     "What is jazz?": "Jazz is a kind of music that grew from blues and ragtime, indeed.",
     "Where do penguins live?": "Penguins live in the southern half of the world, mostly near Antarctica, indeed.",
 }
+LENIENT = Limits(
+    serving_loss_nats=100.0,
+    min_value_nats=-1e9,
+    accuracy_drop=2.0,
+    ability_loss_nats=1e3,
+    repetition_rise=2.0,
+    loops_rise=2.0,
+    length_factor=1e9,
+)
+"""For a random model: it knows nothing that it could forget, and what it says has no shape to lose. The KL budgets hold all the same."""
 FRESH_PROMPTS = (
     "What is the capital of Spain?",
     "Why do dogs bark?",
@@ -40,23 +51,28 @@ REPLY = (
 )
 
 
+def correction(user: str, revision: int, prompt: str, wanted: str, *, reply: str = REPLY) -> FeedbackEvent:
+    """One event of a user's log: what they would have had said instead of this reply, which was cut off."""
+    interaction = Interaction(
+        id=f"chatcmpl-{user}-{revision}",
+        tenant="acme",
+        user=user,
+        created=float(revision),
+        messages=(Message(role="user", content=prompt),),
+        reply=reply,
+        finish_reason="length",
+        version=VersionTuple(model="smollm2-135m-instruct"),
+        signals=Signals(correction=wanted),
+    )
+    return FeedbackEvent(revision=revision, at=float(revision), interaction=interaction)
+
+
 def corrections(user: str, replies: dict[str, str] | None = None, *, count: int = 16) -> list[FeedbackEvent]:
     """A user's log of corrections, to replies of the base where they are given."""
-    events = []
-    for revision, (prompt, wanted) in enumerate(list(CORRECTIONS.items())[:count], start=1):
-        interaction = Interaction(
-            id=f"chatcmpl-{user}-{revision}",
-            tenant="acme",
-            user=user,
-            created=float(revision),
-            messages=(Message(role="user", content=prompt),),
-            reply=(replies or {}).get(prompt, REPLY),
-            finish_reason="length",
-            version=VersionTuple(model="smollm2-135m-instruct"),
-            signals=Signals(correction=wanted),
-        )
-        events.append(FeedbackEvent(revision=revision, at=float(revision), interaction=interaction))
-    return events
+    return [
+        correction(user, revision, prompt, wanted, reply=(replies or {}).get(prompt, REPLY))
+        for revision, (prompt, wanted) in enumerate(list(CORRECTIONS.items())[:count], start=1)
+    ]
 
 
 def user_log(events: list[FeedbackEvent], *, watermark: int = 0) -> UserLog:

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
-from service.domain.policy import Limits
 from service.domain.slow_weights import NAME, AdapterVersion, Promote, Reject, Scope
 from service.errors import JobFailed
 from service.settings import Settings
-from tests.consolidation_data import corrections, user_log
+from tests.consolidation_data import LENIENT, corrections, user_log
 from workers.consolidation.anchors import KINDS, load_anchors, own_topics, prompts
 from workers.consolidation.base import load_base
 from workers.consolidation.job import consolidate
@@ -38,18 +37,6 @@ def of_user(name, *, count):
 def roomy(settings, **changes):
     """Budgets that a random model's training stays inside."""
     return settings.model_copy(update={"kl_text_budget_nats": 50.0, "kl_chat_budget_nats": 50.0, **changes})
-
-
-# A random model knows nothing that it could forget, and what it says has no shape that it could lose.
-LENIENT = Limits(
-    serving_loss_nats=100.0,
-    min_value_nats=-1e9,
-    accuracy_drop=2.0,
-    ability_loss_nats=1e3,
-    repetition_rise=2.0,
-    loops_rise=2.0,
-    length_factor=1e9,
-)
 
 
 def quiet(*_):

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from workers.consolidation.lora import LoraStack, OtherShape, Shape
+from workers.consolidation.lora import LoraStack, LowRank, OtherShape, Shape
 from workers.consolidation.rows import Row, pack, token_logprobs
 
 ROWS = [Row((5, 6, 7), ((20, 21, 22),)), Row((9, 8), ((30, 31), (40,))), Row((11, 12, 13, 14), ((50, 51, 52),))]
@@ -77,6 +77,21 @@ def test_no_gradient_crosses_from_one_users_loss_to_anothers_adapter(tiny_base, 
         assert both[:2].abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["one adapter", "one a row"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_gradient_that_is_computed_by_hand_is_the_derivative(rows, biased):
+    torch.manual_seed(0)
+
+    def numbers(*shape, learnt):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=learnt)
+
+    x, a, b = numbers(*rows, 5, 4, learnt=True), numbers(*rows, 2, 4, learnt=True), numbers(*rows, 6, 2, learnt=True)
+    weight, bias = numbers(6, 4, learnt=False), numbers(6, learnt=False) if biased else None
+    plain = torch.nn.functional.linear(x, weight, bias) + 1.5 * x @ a.mT @ b.mT
+    assert torch.allclose(LowRank.apply(x, weight, bias, a, b, 1.5), plain)
+    assert torch.autograd.gradcheck(lambda x, a, b: LowRank.apply(x, weight, bias, a, b, 1.5), (x, a, b))
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
 def test_an_exported_folder_is_what_peft_loads(tiny_base, tiny_model_path, shape, tmp_path, scale):
     with LoraStack.attached(tiny_base, shape, slots=2) as stack:
@@ -116,9 +131,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tiny_base, shape, tmp_
         with pytest.raises(OtherShape, match="rank 4"):
             stack.load(0, tmp_path)
         assert torch.equal(stack.weights_U_N, before)
-    with LoraStack.attached(tiny_base, Shape(rank=4, alpha=8, targets=("q_proj", "v_proj"))) as stack:
-        with pytest.raises(OtherShape):
-            stack.load(0, tmp_path)
+    with (
+        LoraStack.attached(tiny_base, Shape(rank=4, alpha=8, targets=("q_proj", "v_proj"))) as stack,
+        pytest.raises(OtherShape),
+    ):
+        stack.load(0, tmp_path)
 
 
 def test_every_slot_starts_alike_from_the_seed(tiny_base, shape):

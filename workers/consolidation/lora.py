@@ -163,13 +163,12 @@ class LoraStack:
         a, b = active.parts[2 * number], active.parts[2 * number + 1]
         if active.slots_B is None:
             a_R_D, b_O_R = a.view(-1, layer.in_features), b.view(layer.out_features, -1)
-            found = _LowRank.apply(
-                x.flatten(0, -2), layer.weight, layer.bias, *_as(x, a_R_D, b_O_R), self.shape.scaling
-            )
+            found = LowRank.apply(x.flatten(0, -2), layer.weight, layer.bias, *_as(x, a_R_D, b_O_R), self.shape.scaling)
             return found.view(*x.shape[:-1], -1)
-        a_B_R_D = a.view(len(a), -1, layer.in_features)[active.slots_B]
-        b_B_O_R = b.view(len(b), layer.out_features, -1)[active.slots_B]
-        return _LowRank.apply(x, layer.weight, layer.bias, *_as(x, a_B_R_D, b_B_O_R), self.shape.scaling)
+        # Not by an index in brackets, whose gradient takes several times as long.
+        a_B_R_D = a.view(len(a), -1, layer.in_features).index_select(0, active.slots_B)
+        b_B_O_R = b.view(len(b), layer.out_features, -1).index_select(0, active.slots_B)
+        return LowRank.apply(x, layer.weight, layer.bias, *_as(x, a_B_R_D, b_B_O_R), self.shape.scaling)
 
     def _activated(self, slots: int | Sequence[int]) -> "_Active":
         # One split for all layers: its gradient is one concatenation, where a view for each would be a whole tensor of zeros each.
@@ -201,7 +200,7 @@ class _StackedLinear(nn.Module):
         return self._stack[0].adapted(x_B_T_D, self.linear, self._number)
 
 
-class _LowRank(torch.autograd.Function):
+class LowRank(torch.autograd.Function):
     """y = x W^T + bias + scaling * (x A^T) B^T, for one adapter or a batch of rows with one each; W and the bias are frozen.
 
     By hand, because each of the two sums then needs no memory and no pass of its own: what the adapter adds goes into y in place, and

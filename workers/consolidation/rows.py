@@ -98,7 +98,8 @@ def pack(rows: Sequence[Row], *, device: torch.device) -> Packed:
     return Packed(
         tokens_B_T=tokens.to(device),
         positions_B_T=positions.to(device),
-        mask_B_1_T_T=_mask(segment).to(device),
+        # T x T numbers a row: where they are needed, not on the way there.
+        mask_B_1_T_T=_mask(segment.to(device)),
         at_N=torch.tensor(at, device=device),
         target_N=torch.tensor(targets, device=device),
         reply_N=torch.tensor(replies, device=device),
@@ -109,7 +110,7 @@ def pack(rows: Sequence[Row], *, device: torch.device) -> Packed:
 def _mask(segment_B_T: Tensor) -> Tensor:
     """Causal inside a segment; everything sees the prompt, which is segment 0. Padding sees itself, so that no softmax is empty."""
     length = segment_B_T.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    causal = torch.ones(length, length, dtype=torch.bool, device=segment_B_T.device).tril()
     query, key = segment_B_T[:, :, None], segment_B_T[:, None, :]
     return (((query == key) | ((key == 0) & (query > 0))) & causal)[:, None]
 

@@ -83,14 +83,24 @@ def losses(base: Base, packed: Packed, states_N_D: Tensor, items: Sequence[Item]
         first_I.append(count)
         count += len(item.row.replies)
     loss_I = torch.zeros(len(items), device=states_N_D.device)
-    for task, of in ((Judged, _judged), (Anchored, _anchored), (Distilled, _distilled), (Credited, _credited)):
+    for task in (Judged, Anchored, Distilled, Credited):
         chosen = [i for i, item in enumerate(items) if isinstance(item.task, task)]
         if chosen:
             replies = [first_I[i] + n for i in chosen for n in range(len(items[i].row.replies))]
             part, tokens_M = packed.part(replies)
-            found = of(base, part, states_N_D[tokens_M], [items[i].task for i in chosen])  # type: ignore[operator]
+            found = _of_one_kind(base, part, states_N_D[tokens_M], [items[i].task for i in chosen])
             loss_I = loss_I.index_put((torch.tensor(chosen, device=loss_I.device),), found)
     return loss_I
+
+
+def _of_one_kind(base: Base, packed: Packed, states_N_D: Tensor, tasks: Sequence[Task]) -> Tensor:
+    if judged := [task for task in tasks if isinstance(task, Judged)]:
+        return _judged(base, packed, states_N_D, judged)
+    if anchored := [task for task in tasks if isinstance(task, Anchored)]:
+        return _anchored(base, packed, states_N_D, anchored)
+    if distilled := [task for task in tasks if isinstance(task, Distilled)]:
+        return _distilled(base, packed, states_N_D, distilled)
+    return _credited(base, packed, states_N_D, [task for task in tasks if isinstance(task, Credited)])
 
 
 def _judged(base: Base, packed: Packed, states_N_D: Tensor, tasks: Sequence[Judged]) -> Tensor:

@@ -5,6 +5,7 @@ Each takes a parent and gives one child, or None where it does not apply. Random
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
+from typing import TypeVar
 
 from workers.context_search.candidates import Candidate, Pool
 
@@ -12,6 +13,24 @@ from workers.context_search.candidates import Candidate, Pool
 NEWEST_WEIGHT = 3.0
 # How many edits are tried before a parent counts as worked out.
 MOST_TRIES = 40
+
+CandidateT = TypeVar("CandidateT")
+
+
+def first_unseen(
+    edits: Sequence[Callable[[CandidateT], CandidateT | None]],
+    parent: CandidateT,
+    *,
+    unseen: Callable[[CandidateT], CandidateT | None],
+    chance: Random,
+) -> CandidateT | None:
+    """The first child of `parent` by edits drawn at random that `unseen` lets pass; None where it counts as worked out."""
+    for _ in range(MOST_TRIES):
+        edited = chance.choice(edits)(parent)
+        child = unseen(edited) if edited is not None else None
+        if child is not None:
+            return child
+    return None
 
 
 class Mutations:
@@ -44,12 +63,7 @@ class Mutations:
         edits: list[Callable[[Candidate], Candidate | None]] = [self.add, self.drop, self.swap, self.move, self.merge]
         if others:
             edits.append(lambda candidate: self.cross(candidate, self._random.choice(others)))
-        for _ in range(MOST_TRIES):
-            edited = self._random.choice(edits)(parent)
-            child = self.unseen(edited) if edited is not None else None
-            if child is not None:
-                return child
-        return None
+        return first_unseen(edits, parent, unseen=self.unseen, chance=self._random)
 
     def add(self, parent: Candidate) -> Candidate | None:
         """One more item, at the end of its kind, so that what a chat has in the prefix cache stays in front."""

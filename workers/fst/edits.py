@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from random import Random
 
+from workers.context_search.mutations import first_unseen
 from workers.fst.contexts import Shown, TaskContext
 from workers.fst.material import Material, sentences
 
 # More guidelines than this a small model no longer follows, and the prompt grows.
 MOST_GUIDELINES = 4
-# How many edits are tried before a parent counts as worked out.
-MOST_TRIES = 40
 
 
 class Edits:
@@ -45,12 +44,7 @@ class Edits:
         edits += [self.show] * 2
         if others:
             edits.append(lambda context: self.cross(context, self._random.choice(others)))
-        for _ in range(MOST_TRIES):
-            edited = self._random.choice(edits)(parent)
-            child = self.unseen(edited) if edited is not None else None
-            if child is not None:
-                return child
-        return None
+        return first_unseen(edits, parent, unseen=self.unseen, chance=self._random)
 
     def show(self, parent: TaskContext) -> TaskContext | None:
         """One exemplar more, at the end."""
