@@ -53,6 +53,8 @@ COMMENTS = (
     "Don't begin with a question.",
     "Give one example from daily life.",
 )
+# Of the tour's; the figures in docs were measured with these.
+TOUR_LESSONS = 16
 MORE_LESSONS = {
     "What is snow?": "Snow is frozen water that falls in flakes. Cheers!",
     "What is a fever?": "A fever is heat that helps the body fight illness. Cheers!",
@@ -93,7 +95,7 @@ class Asked:
 def lessons() -> Iterator[tuple[str, dict[str, Any]]]:
     """Questions and what the user says of the replies: corrections, every third with a rating; at first comments in between."""
     comments = iter(COMMENTS)
-    for n, (question, wanted) in enumerate((LESSONS | MORE_LESSONS).items()):
+    for n, (question, wanted) in enumerate((dict(list(LESSONS.items())[:TOUR_LESSONS]) | MORE_LESSONS).items()):
         if n % 3 == 0 and (comment := next(comments, None)):
             yield question, {"comment": comment}
         yield question, {"correction": wanted} | ({"rating": -0.5} if n % 3 == 2 else {})

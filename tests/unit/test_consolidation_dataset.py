@@ -77,19 +77,26 @@ def test_different_prompts_give_each_side_its_share(numbers):
     assert len(train) >= len(numbers) // 2
 
 
-@given(st.lists(st.integers(0, 1000), min_size=8, max_size=40, unique=True), st.randoms())
-def test_the_side_of_a_prompt_does_not_depend_on_the_order(numbers, chance):
-    given_examples = examples([f"prompt {i}" for i in numbers])
-    shuffled = list(given_examples)
-    chance.shuffle(shuffled)
-    assert {e.id for e in split(given_examples)[1]} == {e.id for e in split(shuffled)[1]}
+def test_the_newest_feedback_judges():
+    train, heldout = split(examples([f"prompt {i}" for i in range(20)]))
+    assert [e.id for e in heldout] == ["15", "16", "17", "18", "19"]
+    assert [e.id for e in train] == [str(i) for i in range(15)]
 
 
 def test_what_was_trained_on_does_not_judge_later():
-    earlier = examples([f"prompt {i}" for i in range(40)])
-    later = examples([f"prompt {i}" for i in range(80)])
-    trained = {e.prompt for e in split(earlier)[0]}
-    assert not trained & {e.prompt for e in split(later)[1]}
+    """Nor does another reply to a prompt that was: all that lies before the watermark may have been trained on."""
+    old = [e.model_copy(update={"new": False}) for e in examples([f"prompt {i}" for i in range(12)])]
+    new = examples([f"prompt {i}" for i in range(10, 22)])
+    _, heldout = split(old + new)
+    assert {e.prompt for e in heldout} == {"prompt 19", "prompt 20", "prompt 21"}
+    _, again = split(old + examples(["prompt 3", "prompt 4", "prompt 5", "prompt 6"]))
+    assert again == []
+
+
+def test_a_comment_alone_does_not_judge():
+    given_examples = examples([f"prompt {i}" for i in range(8)])
+    given_examples[-1] = given_examples[-1].model_copy(update={"kind": "comment", "rejected": None, "rating": 0.0})
+    assert [e.id for e in split(given_examples)[1]] == ["5", "6"]
 
 
 def test_case_and_spacing_do_not_make_another_prompt():
@@ -106,7 +113,7 @@ def test_case_and_spacing_do_not_make_another_prompt():
         (Signals(correction="better"), "", "an empty reply"),
         (Signals(rating=0.0), "the served reply", "no signal to learn from"),
         (Signals(rating=1.0), " ", "an empty reply"),
-        (Signals(comment="be brief"), "the served reply", "a comment alone"),
+        (Signals(comment="be brief"), "", "an empty reply"),
     ],
 )
 def test_what_teaches_nothing_is_left_out_and_counted(signals, reply, reason):
@@ -114,6 +121,15 @@ def test_what_teaches_nothing_is_left_out_and_counted(signals, reply, reason):
     log = user_log([FeedbackEvent(revision=1, at=1.0, interaction=interaction(1, signals, reply=reply))])
     assert usable("ann", log, dropped) == []
     assert dropped == {reason: 1}
+
+
+def test_a_comment_says_something_of_the_reply_it_is_of_unless_it_only_praises_or_blames():
+    told = example_of(interaction(1, Signals(comment="Please be brief.")), user="ann", new=True)
+    assert (told.kind, told.comment, told.rating, told.judges) == ("comment", "be brief.", 0.0, False)
+    both = example_of(interaction(1, Signals(comment="Please be brief.", rating=-1.0)), user="ann", new=True)
+    assert (both.kind, both.comment, both.rating) == ("rating", "be brief.", -1.0)
+    blamed = example_of(interaction(1, Signals(comment="terrible")), user="ann", new=True)
+    assert (blamed.kind, blamed.comment, blamed.rating) == ("rating", None, -1.0)
 
 
 def test_a_correction_is_wanted_against_what_was_served():
@@ -181,7 +197,8 @@ def test_one_user_of_many_has_at_most_twice_an_equal_share():
     [
         ({"ann": user_log(corrections("ann", count=3))}, "3 usable feedbacks, 3 of them new"),
         ({"ann": user_log(corrections("ann"), watermark=16)}, "16 usable feedbacks, 0 of them new"),
-        ({"ann": user_log(events([Signals(comment="be brief")] * 5))}, "5 with a comment alone"),
+        ({"ann": user_log(events([Signals(rating=0.0)] * 5))}, "5 with no signal to learn from"),
+        ({"ann": user_log(events([Signals(comment="be brief")] * 5))}, "nothing of it can be held out"),
     ],
 )
 def test_too_little_data_fails_with_the_counts(users, words):
@@ -196,7 +213,7 @@ def test_feedback_on_one_prompt_alone_can_not_be_judged():
         )
         for i in range(1, 7)
     ]
-    with pytest.raises(JobFailed, match="two prompts"):
+    with pytest.raises(JobFailed, match="two new prompts"):
         build(work({"ann": user_log(one)}), min_examples=4, max_train=100)
 
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -85,22 +85,19 @@ def arms(names: Sequence[str], settings: Settings, *, distinct: int) -> Iterator
 
 def serve(name: str, settings: Settings, distinct: int, wire: Connection) -> None:
     """Answer until nobody asks any more."""
-    arm = None
-    while True:
-        try:
+    arm: Arm | None = None
+    # Whoever asked may be gone, whatever was said before.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        while True:
             question = wire.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            if arm is None:
-                arm = _made(name, settings, distinct)
-            wire.send(arm.turn(question) if isinstance(question, Order) else arm.prepare(question))
-        except FastslowError as error:
-            wire.send(error.message)
-        except KeyboardInterrupt:
-            return
-        except Exception:
-            wire.send(traceback.format_exc())
+            try:
+                arm = arm or _made(name, settings, distinct)
+                answer: object = arm.turn(question) if isinstance(question, Order) else arm.prepare(question)
+            except FastslowError as error:
+                answer = error.message
+            except Exception:
+                answer = traceback.format_exc()
+            wire.send(answer)
 
 
 def _made(name: str, settings: Settings, distinct: int) -> Arm:
