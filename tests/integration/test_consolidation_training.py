@@ -10,7 +10,7 @@ from tests.consolidation_data import corrections, user_log
 from workers.consolidation.anchors import KINDS, load_anchors
 from workers.consolidation.base import load_base
 from workers.consolidation.job import consolidate
-from workers.consolidation.work import Progress, Work
+from workers.consolidation.work import Outcome, Progress, Work
 
 
 def kl_by_plain_libraries(model_path, adapter, rows):
@@ -42,6 +42,7 @@ def test_corrections_are_learnt_within_the_budgets_as_plain_peft_measures_them(m
         worker_device="cpu",
         anchors=12,
         train_steps=10,
+        user_min_feedbacks=12,
     )
     base = load_base(settings)
     work = Work(
@@ -53,7 +54,9 @@ def test_corrections_are_learnt_within_the_budgets_as_plain_peft_measures_them(m
         users={"ann": user_log(corrections("ann", count=12))},
     )
     seen: list[Progress] = []
-    outcome = consolidate(work, base=base, settings=settings, progress=seen.append)
+    ends = consolidate([work], base=base, settings=settings, progress=lambda _, progress: seen.append(progress))
+    outcome = ends["job-1"]
+    assert isinstance(outcome, Outcome), outcome
     report = outcome.report
     assert outcome.decision == Promote(), outcome.decision
     assert report.margins.candidate > report.margins.base + 0.1

@@ -20,7 +20,8 @@ def sample(
     """One reply a prompt, in tokens, with the end of turn where the model ended it.
 
     Args:
-        seeds: one a prompt, for a draw at temperature 1 without any cut; without them the likeliest token is taken.
+        seeds: one a prompt, for a draw at temperature 1 without any cut or penalty; without them the likeliest token is taken, under the
+            model's own penalty of repetition, as it is served.
     """
     if not prompts:
         return []
@@ -35,13 +36,18 @@ def sample(
             temperature=None,
             top_k=None,
             top_p=None,
-            repetition_penalty=1.0,
+            repetition_penalty=served_penalty(base) if seeds is None else 1.0,
             logits_processor=[] if seeds is None else [GumbelNoise(seeds, device=base.device)],
             max_new_tokens=max_new_tokens,
             eos_token_id=end,
             pad_token_id=end,
         )
     return [until_end(tokens, end) for tokens in output[:, longest:].tolist()]
+
+
+def served_penalty(base: Base) -> float:
+    """The model's own penalty of repetition, which vLLM takes from its generation config too; 1 is none."""
+    return getattr(base.model.generation_config, "repetition_penalty", None) or 1.0
 
 
 class GumbelNoise:
