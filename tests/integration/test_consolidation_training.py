@@ -6,7 +6,7 @@ import pytest
 
 from service.domain.slow_weights import Promote, Scope
 from service.settings import Settings
-from tests.consolidation_data import corrections, user_log
+from tests.consolidation_data import LENIENT, corrections, user_log
 from workers.consolidation.anchors import KINDS, load_anchors
 from workers.consolidation.base import load_base
 from workers.consolidation.job import consolidate
@@ -54,7 +54,7 @@ def test_corrections_are_learnt_within_the_budgets_as_plain_peft_measures_them(m
         users={"ann": user_log(corrections("ann", count=12))},
     )
     seen: list[Progress] = []
-    ends = consolidate([work], base=base, settings=settings, progress=lambda _, progress: seen.append(progress))
+    ends = consolidate([work], base=base, settings=settings, progress=lambda _, p: seen.append(p), limits=LENIENT)
     outcome = ends["job-1"]
     assert isinstance(outcome, Outcome), outcome
     report = outcome.report
