@@ -66,8 +66,8 @@ class Limits(Frozen):
     0.0047, so about 0.2 is what the whole budget brings with it (extrapolated)."""
     repetition_rise: float = 0.10
     """In shares of a reply."""
-    loops_rise: float = 0.25
-    """In shares of the replies: two of ten may, which a bootstrap over ten can't tell from chance."""
+    loops_rise: float = 0.15
+    """In shares of the replies: one of ten may."""
     length_factor: float = 2.0
     """How many times longer or shorter than what lies between the base's replies and the wanted ones."""
 

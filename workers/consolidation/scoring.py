@@ -38,11 +38,6 @@ def reply_logprobs(
     return [found[i] for i in range(len(rows))]
 
 
-def kl_of_anchors(base: Base, stack: LoraStack, anchors: Sequence[Anchor], *, slots: Sequence[int]) -> Tensor:
-    """Mean KL(base || adapter) of each anchor under each slot, nats per token, shape (S, A)."""
-    return anchors_under(base, stack, anchors, slots=slots)[0]
-
-
 def anchors_under(
     base: Base, stack: LoraStack, anchors: Sequence[Anchor], *, slots: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
