@@ -18,9 +18,9 @@ from workers.consolidation.learner import Learner
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.policy_gradient import group_advantages
 from workers.consolidation.prepare import Prepared
-from workers.consolidation.rows import Row, pack, token_logprobs
+from workers.consolidation.rows import Row
 from workers.consolidation.sampling import sample
-from workers.consolidation.scoring import reply_logprobs
+from workers.consolidation.scoring import reply_logprobs, reply_states, token_logprobs_of
 from workers.consolidation.terms import Credited
 
 # As long as the anchors' completions, or a little more: the style shows in what a reply opens with, and in that it ends.
@@ -78,11 +78,9 @@ def _replies(base: Base, stack: LoraStack, drawn: Sequence[Drawn]) -> list[tuple
 
 
 def _teach(base: Base, samples: Sequence[tuple[Drawn, tuple[int, ...]]]) -> None:
-    for (learner, prepared), reply in samples:
-        assert prepared.full_context is not None
-        packed = pack([Row(prepared.full_context.prompt, (reply,))], device=base.device)
-        with torch.no_grad():
-            learner.distilled.append((Row(prepared.alone.prompt, (reply,)), base.states(packed)))
+    shown = [Row(p.full_context.prompt, (reply,)) for (_, p), reply in samples if p.full_context is not None]
+    for ((learner, prepared), reply), states_N_D in zip(samples, reply_states(base, shown), strict=True):
+        learner.distilled.append((Row(prepared.alone.prompt, (reply,)), states_N_D))
 
 
 def _reward(base: Base, stack: LoraStack, drawn: Sequence[Drawn], replies: Sequence[tuple[int, ...]]) -> None:
@@ -92,11 +90,12 @@ def _reward(base: Base, stack: LoraStack, drawn: Sequence[Drawn], replies: Seque
     texts = [base.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
     rewards = [learner.adherence(p.example.asked, text) for (_, p), text in zip(drawn, texts, strict=True)]
     advantages_P_G = group_advantages(torch.tensor(rewards).view(REWARDED_PROMPTS, REWARDED_GROUP))
-    for (_, prepared), reply, advantage in zip(drawn, replies, advantages_P_G.flatten().tolist(), strict=True):
-        if advantage == 0.0:
-            continue
-        row = Row(prepared.alone.prompt, (reply,))
-        packed = pack([row], device=base.device)
-        with torch.no_grad(), stack.on(learner.slot):
-            old_N = token_logprobs(base.states(packed), base.head, packed.target_N)
+    credited = [
+        (Row(prepared.alone.prompt, (reply,)), advantage)
+        for (_, prepared), reply, advantage in zip(drawn, replies, advantages_P_G.flatten().tolist(), strict=True)
+        if advantage != 0.0
+    ]
+    rows = [row for row, _ in credited]
+    olds = token_logprobs_of(base, rows, stack=stack, slots=[learner.slot] * len(rows))
+    for (row, advantage), old_N in zip(credited, olds, strict=True):
         learner.rewarded.append((row, Credited(torch.full_like(old_N, advantage), old_N)))

@@ -2,11 +2,13 @@
 
 A row is `prompt | reply 1 | reply 2 ...` in one sequence. A reply sees the prompt and itself, and its positions start after the prompt, so
 its log-probabilities are those of a sequence of its own. Wanted and unwanted reply thus share the work on the prompt, which with a
-context before it is the longest part.
+context before it is the longest part. Likewise rows whose prompts begin alike, as those of one user with one context do, can be one
+sequence, a tree whose trunk is run once (tree attention, as in arXiv 2305.09781).
 
-Letters: B rows, T tokens of the longest row, N reply tokens of all rows, R replies of all rows, V vocabulary, D width.
+Letters: B sequences, T tokens of the longest one, S segments, N reply tokens of all rows, R replies of all rows, V vocabulary, D width.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -35,7 +37,10 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as tensors. Where and what: the state at flat position `at_N` predicts `target_N`, a token of reply `reply_N`."""
+    """Rows as tensors, a sequence each or several in one.
+
+    Where and what: the state at flat position `at_N` predicts `target_N`, a token of reply `reply_N`.
+    """
 
     tokens_B_T: Tensor
     positions_B_T: Tensor
@@ -71,35 +76,45 @@ class Packed:
 
 
 def pack(rows: Sequence[Row], *, device: torch.device) -> Packed:
-    """Rows padded at the right to the longest."""
-    longest = max(map(len, rows))
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    """Rows, each a sequence of its own, padded at the right to the longest."""
+    return pack_trees([[row] for row in rows], device=device)
+
+
+def pack_trees(trees: Sequence[Sequence[Row]], *, device: torch.device) -> Packed:
+    """Trees of rows, each a sequence in which the beginning that neighbours' prompts have in common is there once.
+
+    N and R go through the trees and their rows in their order. Rows that have much in common should be neighbours: sort them.
+    """
+    grown = [_grown(rows) for rows in trees]
+    longest = max(len(tree.tokens) for tree in grown)
+    segments = max(len(tree.sees) for tree in grown)
+    tokens = torch.zeros(len(trees), longest, dtype=torch.long)
     positions = torch.zeros_like(tokens)
-    segment = torch.full_like(tokens, -1)
+    # The last segment is the padding's: it sees itself, so that no softmax is empty.
+    segment = torch.full_like(tokens, segments)
+    sees = torch.zeros(len(trees), segments + 1, segments + 1, dtype=torch.bool)
+    sees[:, segments, segments] = True
     at: list[int] = []
     targets: list[int] = []
     replies: list[int] = []
     count = 0
-    for b, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens[b, :start] = torch.tensor(row.prompt)
-        positions[b, :start] = torch.arange(start)
-        segment[b, :start] = 0
-        end = start
-        for number, reply in enumerate(row.replies, start=1):
-            tokens[b, end : end + len(reply)] = torch.tensor(reply)
-            positions[b, end : end + len(reply)] = torch.arange(start, start + len(reply))
-            segment[b, end : end + len(reply)] = number
-            at += [b * longest + start - 1, *range(b * longest + end, b * longest + end + len(reply) - 1)]
+    for b, tree in enumerate(grown):
+        length = len(tree.tokens)
+        tokens[b, :length] = torch.tensor(tree.tokens)
+        positions[b, :length] = torch.tensor(tree.positions)
+        segment[b, :length] = torch.tensor(tree.segments)
+        for number, seen in enumerate(tree.sees):
+            sees[b, number, list(seen)] = True
+        for reply, states in tree.replies:
+            at += [b * longest + state for state in states]
             targets += reply
             replies += [count] * len(reply)
-            end += len(reply)
             count += 1
     return Packed(
         tokens_B_T=tokens.to(device),
         positions_B_T=positions.to(device),
-        # T x T numbers a row: where they are needed, not on the way there.
-        mask_B_1_T_T=_mask(segment.to(device)),
+        # T x T numbers a sequence: where they are needed, not on the way there.
+        mask_B_1_T_T=_mask(segment.to(device), sees.to(device)),
         at_N=torch.tensor(at, device=device),
         target_N=torch.tensor(targets, device=device),
         reply_N=torch.tensor(replies, device=device),
@@ -107,12 +122,61 @@ def pack(rows: Sequence[Row], *, device: torch.device) -> Packed:
     )
 
 
-def _mask(segment_B_T: Tensor) -> Tensor:
-    """Causal inside a segment; everything sees the prompt, which is segment 0. Padding sees itself, so that no softmax is empty."""
+@dataclass(frozen=True)
+class _Tree:
+    """One sequence, token by token. A segment is a stretch without branches; `sees` has for each those that lead to it, and itself."""
+
+    tokens: list[int]
+    positions: list[int]
+    segments: list[int]
+    sees: list[tuple[int, ...]]
+    replies: list[tuple[tuple[int, ...], list[int]]]
+    """Each reply's tokens, and where the states lie that predict them."""
+
+
+def _grown(rows: Sequence[Row]) -> _Tree:
+    tokens: list[int] = []
+    parents: list[int] = []
+    positions: list[int] = []
+    replies: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def grow(path: list[int], more: Sequence[int]) -> list[int]:
+        """Where these tokens lie, which follow those of the path."""
+        start = len(tokens)
+        tokens.extend(more)
+        parents.extend([path[-1] if path else -1, *range(start, start + len(more))][: len(more)])
+        positions.extend(range(len(path), len(path) + len(more)))
+        return list(range(start, start + len(more)))
+
+    path: list[int] = []
+    before: Row | None = None
+    for row in rows:
+        path = path[: in_common(before.prompt, row.prompt)] if before else []
+        path += grow(path, row.prompt[len(path) :])
+        for reply in row.replies:
+            replies.append((reply, [path[-1], *grow(path, reply)[:-1]]))
+        before = row
+    children = Counter(parents)
+    segments: list[int] = []
+    sees: list[tuple[int, ...]] = []
+    for place, parent in enumerate(parents):
+        if parent < 0 or parent != place - 1 or children[parent] > 1:
+            sees.append((*(sees[segments[parent]] if parent >= 0 else ()), len(sees)))
+        segments.append(len(sees) - 1)
+    return _Tree(tokens, positions, segments, sees, replies)
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _mask(segment_B_T: Tensor, sees_B_S_S: Tensor) -> Tensor:
+    """A query sees, of the segments that lead to its own, all keys before it, and itself."""
     length = segment_B_T.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment_B_T.device).tril()
-    query, key = segment_B_T[:, :, None], segment_B_T[:, None, :]
-    return (((query == key) | ((key == 0) & (query > 0))) & causal)[:, None]
+    of_B = torch.arange(len(segment_B_T), device=segment_B_T.device)[:, None, None]
+    return (sees_B_S_S[of_B, segment_B_T[:, :, None], segment_B_T[:, None, :]] & causal)[:, None]
 
 
 def token_logprobs(states_N_D: Tensor, head_V_D: Tensor, target_N: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Letters: R rows, S slots, A anchors, N tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from workers.consolidation.anchors import PASS_TOKENS, Anchor
 from workers.consolidation.base import Base
 from workers.consolidation.divergence import kl_of_states
 from workers.consolidation.lora import LoraStack
-from workers.consolidation.rows import Packed, Row, batches, pack, token_logprobs
+from workers.consolidation.rows import Packed, Row, batches, in_common, pack, pack_trees, token_logprobs
+
+# A sequence of several rows is at most so long (or of one row): its attention grows with the square, and beyond this costs more than what
+# is shared saves.
+TREE_TOKENS = 1024
+# A row joins the one before it if it has so much of it in common.
+SHARED = 0.5
 
 
 def reply_logprobs(
@@ -29,13 +36,36 @@ def reply_logprobs(
         stack, slots: which adapter each row is scored under; without them the base.
     """
     found: dict[int, Tensor] = {}
-    for batch in batches(rows, [len(row) for row in rows], max_tokens=max_tokens):
-        packed = pack([rows[i] for i in batch], device=base.device)
-        states_N_D = _states(base, packed, stack, slots and [slots[i] for i in batch])
+    for of in _passes(base, rows, stack, slots, max_tokens):
         with torch.no_grad():
-            means = packed.mean_by_reply(token_logprobs(states_N_D, base.head, packed.target_N)).cpu()
-        found.update(zip(batch, means.split([len(rows[i].replies) for i in batch]), strict=True))
+            means = of.packed.mean_by_reply(token_logprobs(of.states_N_D, base.head, of.packed.target_N)).cpu()
+        found.update(zip(of.rows, means.split([len(rows[i].replies) for i in of.rows]), strict=True))
     return [found[i] for i in range(len(rows))]
+
+
+def token_logprobs_of(
+    base: Base,
+    rows: Sequence[Row],
+    *,
+    stack: LoraStack | None = None,
+    slots: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Log-probabilities of all tokens of each row's replies, nats, shape (N,) a row, where the base is."""
+    found: dict[int, Tensor] = {}
+    for of in _passes(base, rows, stack, slots, PASS_TOKENS):
+        with torch.no_grad():
+            logprobs_N = token_logprobs(of.states_N_D, base.head, of.packed.target_N)
+        found.update(zip(of.rows, logprobs_N.split([_reply_tokens(rows[i]) for i in of.rows]), strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+def reply_states(base: Base, rows: Sequence[Row]) -> list[Tensor]:
+    """The base's last hidden states that predict each row's reply tokens, shape (N, D) a row."""
+    found: dict[int, Tensor] = {}
+    for of in _passes(base, rows, None, None, PASS_TOKENS):
+        found.update(zip(of.rows, of.states_N_D.split([_reply_tokens(rows[i]) for i in of.rows]), strict=True))
+    # Each its own memory, so that one that is kept does not keep the pass.
+    return [found[i].clone() for i in range(len(rows))]
 
 
 def anchors_under(
@@ -55,6 +85,57 @@ def anchors_under(
         for i, kl, logprob in zip(batch, kls, logprobs, strict=True):
             kl_S_A[cases[i]], loss_S_A[cases[i]] = kl, -logprob
     return kl_S_A, loss_S_A
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Some of the rows, in the order in which they were packed."""
+
+    rows: list[int]
+    packed: Packed
+    states_N_D: Tensor
+
+
+def _passes(
+    base: Base, rows: Sequence[Row], stack: LoraStack | None, slots: Sequence[int] | None, max_tokens: int
+) -> Iterator[_Pass]:
+    """All rows, those that begin alike under the same slot as trees."""
+    trees = list(grow(rows, slots or [0] * len(rows), max_tokens=min(TREE_TOKENS, max_tokens)))
+    for batch in batches(trees, [tree.tokens for tree in trees], max_tokens=max_tokens):
+        some = [trees[i].rows for i in batch]
+        packed = pack_trees([[rows[i] for i in tree] for tree in some], device=base.device)
+        states_N_D = _states(base, packed, stack, slots and [slots[tree[0]] for tree in some])
+        yield _Pass([i for tree in some for i in tree], packed, states_N_D)
+
+
+@dataclass
+class Tree:
+    """Indices of rows that are one sequence, and how long that is."""
+
+    rows: list[int]
+    tokens: int
+
+
+def grow(rows: Sequence[Row], slots: Sequence[int], *, max_tokens: int) -> Iterator[Tree]:
+    """All rows in trees of at most `max_tokens` (or of one row), each of one slot."""
+    tree: Tree | None = None
+    for i in sorted(range(len(rows)), key=lambda i: (slots[i], rows[i].prompt)):
+        if tree is not None:
+            before = tree.rows[-1]
+            shared = in_common(rows[before].prompt, rows[i].prompt) if slots[before] == slots[i] else 0
+            more = len(rows[i]) - shared
+            if shared >= SHARED * len(rows[i]) and tree.tokens + more <= max_tokens:
+                tree.rows.append(i)
+                tree.tokens += more
+                continue
+            yield tree
+        tree = Tree([i], len(rows[i]))
+    if tree is not None:
+        yield tree
+
+
+def _reply_tokens(row: Row) -> int:
+    return sum(map(len, row.replies))
 
 
 def _states(base: Base, packed: Packed, stack: LoraStack | None, slots: Sequence[int] | None) -> Tensor:

@@ -23,8 +23,8 @@ from workers.consolidation.learner import ANCHORS_PER_STEP, Learner, Step
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.objective import hindsight_advantages
 from workers.consolidation.own_samples import context_helps, draw
-from workers.consolidation.rows import Row, batches, pack, token_logprobs
-from workers.consolidation.scoring import reply_logprobs
+from workers.consolidation.rows import Row, batches, pack
+from workers.consolidation.scoring import reply_logprobs, token_logprobs_of
 from workers.consolidation.terms import Anchored, Credited, Item, Judged, losses
 from workers.consolidation.work import LeaseLost
 
@@ -90,24 +90,23 @@ def prepare_learners(base: Base, learners: Sequence[Learner]) -> None:
 
 def _hindsight(base: Base, learner: Learner) -> dict[Row, Credited]:
     """What comments say of replies' tokens, by the rows that those are trained in."""
+    told = [p for p in learner.examples if p.with_comment is not None]
+    rows = [row for p in told for row in (p.with_comment, p.alone, p.with_context) if row is not None]
+    firsts = list(dict.fromkeys(Row(row.prompt, row.replies[:1]) for row in rows))
+    logprobs = dict(zip(firsts, token_logprobs_of(base, firsts), strict=True))
+
+    def of_first(row: Row) -> torch.Tensor:
+        return logprobs[Row(row.prompt, row.replies[:1])]
+
     found = {}
-    for prepared in learner.examples:
-        if prepared.with_comment is None:
-            continue
-        said_N = _first_logprobs(base, prepared.with_comment)
-        plain_N = _first_logprobs(base, prepared.alone)
+    for prepared in told:
+        assert prepared.with_comment is not None
+        said_N, plain_N = of_first(prepared.with_comment), of_first(prepared.alone)
         advantages_N = hindsight_advantages(said_N, plain_N, torch.zeros_like(plain_N, dtype=torch.long), 1)
         found[prepared.alone] = Credited(advantages_N, plain_N)
         if prepared.with_context is not None:
-            found[prepared.with_context] = Credited(advantages_N, _first_logprobs(base, prepared.with_context))
+            found[prepared.with_context] = Credited(advantages_N, of_first(prepared.with_context))
     return found
-
-
-def _first_logprobs(base: Base, row: Row) -> torch.Tensor:
-    """The base's log-probabilities of a row's first reply, nats, shape (N,)."""
-    packed = pack([Row(row.prompt, row.replies[:1])], device=base.device)
-    with torch.no_grad():
-        return token_logprobs(base.states(packed), base.head, packed.target_N)
 
 
 def take_step(passes: "Passes", active: Sequence[Learner], optimizer: SlotAdamW, on_step: OnStep) -> None:
