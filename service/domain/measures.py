@@ -99,6 +99,11 @@ class Generated(Frozen):
     """Mean share of the scope's norms that replies hold as they are served now; None without norms."""
     adherence: float | None = None
     """As they would be served."""
+    style_before: float | None = None
+    """How near replies to the newest held-out prompts are to what the user wanted, by what a program sees of a text, in [0, 1]: as they
+    are served now. None for scopes of many users."""
+    style: float | None = None
+    """As they would be served."""
 
     @property
     def length_drift(self) -> float:

@@ -68,6 +68,8 @@ class Limits(Frozen):
     """In shares of a reply."""
     loops_rise: float = 0.15
     """In shares of the replies: one of ten may."""
+    style_drop: float = 0.15
+    """In [0, 1], of a mean over four replies: more than one of them losing half of what the user wants."""
     length_factor: float = 2.0
     """How many times longer or shorter than what lies between the base's replies and the wanted ones."""
 
@@ -182,3 +184,7 @@ def _talks_worse(report: TrainReport, limits: Limits) -> Iterator[str]:
         yield f"its replies have {said.tokens:.0f} tokens, where the base's have {said.base_tokens:.0f}{wanted}"
     if said.adherence is not None and said.adherence_before is not None and said.adherence < said.adherence_before:
         yield f"its replies hold {said.adherence:.0%} of the scope's norms, what serves now {said.adherence_before:.0%}"
+    if said.style is not None and said.style_before is not None and said.style < said.style_before - limits.style_drop:
+        yield (
+            f"its replies are as near as {said.style:.2f} of 1 to what the user wanted, what serves now {said.style_before:.2f}"
+        )

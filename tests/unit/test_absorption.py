@@ -47,6 +47,11 @@ def test_an_item_that_was_put_in_by_hand_since_is_back() -> None:
     assert not absorbed(version("g-1", watermark={"alice": 5}), FastWeights(guidelines={"g-1": by_hand}), user="alice")
 
 
+def test_an_item_that_was_pinned_since_is_back() -> None:
+    pinned = Guideline(id="g-1", text="x", sources={"a": 3}, pinned=True)
+    assert not absorbed(version("g-1", watermark={"alice": 5}), FastWeights(guidelines={"g-1": pinned}), user="alice")
+
+
 def test_only_what_the_report_lists_is_absorbed() -> None:
     both = state(**{"g-1": {"a": 1}, "g-2": {"a": 1}})
     assert absorbed(version("g-2", watermark={"alice": 5}), both, user="alice") == {"g-2"}

@@ -13,7 +13,8 @@ from workers.consolidation.ability import answer, measure_ability, questions
 from workers.consolidation.anchors import load_anchors
 from workers.consolidation.candidates import OwnContext
 from workers.consolidation.gate import Meter, fit_scales
-from workers.consolidation.generated import generate, loops, repetition, reverse_kl_nats
+from workers.consolidation.generated import loops, repetition, reverse_kl_nats, say
+from workers.consolidation.generated import report as generated
 from workers.consolidation.handoff import COSTS_NOTHING_NATS
 from workers.consolidation.judgement import judge
 from workers.consolidation.lora import LoraStack, Shape
@@ -167,8 +168,9 @@ def test_a_candidate_that_only_memorised_repetition_is_rejected(tiny_base, judge
     stuck = tuple(tiny_base.encode_reply("yes yes yes yes yes yes yes yes yes yes yes", ended=False))
     teach(tiny_base, judges, 1, [Row(p.alone.prompt, (stuck,)) for p in held], steps=60)
     candidates = [candidate(tmp_path / str(n), slot=n, heldout=held) for n in range(2)]
-    untaught, repeats = generate(
-        tiny_base, judges, candidates, anchors.of("chat", "judge"), left_out=[frozenset(), frozenset()]
+    said = say(tiny_base, judges, candidates, anchors.of("chat", "judge"), left_out=[frozenset(), frozenset()])
+    untaught, repeats = (
+        generated(tiny_base, c, replies, would_serve=replies.left) for c, replies in zip(candidates, said, strict=True)
     )
     assert (untaught.repetition, untaught.tokens, untaught.loops) == (
         untaught.base_repetition,
@@ -193,7 +195,8 @@ def test_norms_are_held_up_to_replies_as_they_are_served_now_and_as_they_would_b
 
     random_adapter(judges, 1, size=0.3)
     normed = candidate(tmp_path / "a", slot=1, heldout=held, context=own(log), adherence=adherence)
-    [said] = generate(tiny_base, judges, [normed], anchors.of("chat", "judge"), left_out=[frozenset()])
+    [replies] = say(tiny_base, judges, [normed], anchors.of("chat", "judge"), left_out=[frozenset()])
+    said = generated(tiny_base, normed, replies, would_serve=replies.left)
     assert (said.adherence_before, said.adherence) == (pytest.approx(0.25), pytest.approx(0.65))
     asked = [p.example.messages[-1].content for p in held[-4:]]
     assert [prompt for prompt, _ in seen] == asked + asked
@@ -259,6 +262,30 @@ def test_the_frontiers_kl_grows_with_the_scale_and_the_chosen_scale_is_on_it(
         assert (c.folder / "adapter_model.safetensors").read_bytes() == (tmp_path / "adapter_model.safetensors").read_bytes()  # fmt: skip
         judges.load(3, c.folder)
         assert torch.equal(judges.weights_U_N[3], judges.weights_U_N[c.slot])
+
+
+def test_the_context_stays_where_replies_without_what_likelihood_would_absorb_lose_the_users_style(
+    tiny_base, trained, judges, anchors, held, log, tmp_path
+):
+    def judgement(style):
+        c = candidate(tmp_path / "a", heldout=held, context=own(log), budgets=ROOMY, style=style)
+        return judged(tiny_base, trained, judges, anchors, [c])[1][0]
+
+    asked = []
+
+    def lost(prompt, reply, wanted):
+        """The first four replies are those with the whole context."""
+        asked.append((prompt, wanted))
+        return float(len(asked) <= 4)
+
+    by_likelihood, by_replies = judgement(None), judgement(lost)
+    assert by_likelihood.absorbed
+    assert by_likelihood.generated.style is None
+    assert by_replies.absorbed == ()
+    assert not any(item.absorbed for item in by_replies.handed)
+    assert by_replies.context_tokens_after == by_replies.context_tokens_before
+    assert "replies without them would be less as the user wants" in by_replies.notes[0]
+    assert asked[:4] == [(p.example.asked, p.example.reply) for p in held[-4:]]
 
 
 def test_where_no_scale_fits_the_judgement_is_of_the_base_and_says_so(

@@ -1,5 +1,7 @@
 """Which context items an adapter makes unnecessary: by what their absence costs, alone and together."""
 
+from dataclasses import replace
+
 import pytest
 
 from service.domain.fast_weights import FastWeights
@@ -111,6 +113,16 @@ def test_however_many_items_there_are_the_passes_are_few():
     assert len(rounds) <= 2 + MAX_PASSES
     assert len(rounds[1]) <= MAX_ASKED_ALONE
     assert len(handed.absorbed) * 0.004 <= COSTS_NOTHING_NATS
+
+
+def test_a_pinned_item_stays_and_is_not_asked_about():
+    own = context(5)
+    items = own.state.exemplars
+    pinned = {**items, "x-03": items["x-03"].model_copy(update={"pinned": True})}
+    own = replace(own, state=own.state.model_copy(update={"exemplars": pinned}))
+    handed, _ = found(own, lambda left_out: 1.0)
+    assert handed.absorbed == frozenset(own.state.items) - {"x-03"}
+    assert context_tokens(own, left_out=handed.absorbed, count=words) > 0
 
 
 def test_without_a_context_there_is_nothing_to_ask():

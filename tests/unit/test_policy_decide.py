@@ -104,6 +104,7 @@ def test_a_candidate_within_budget_that_helps_and_harms_nothing_is_promoted() ->
         ({"generated": said(loops=0.3)}, "30% of its replies end in a loop"),
         ({"generated": said(tokens=5.0)}, "replies have 5 tokens, where the base's have 40 and those that users wanted 18"),
         ({"generated": said(adherence_before=0.8, adherence=0.6)}, "hold 60% of the scope's norms, what serves now 80%"),
+        ({"generated": said(style_before=0.9, style=0.7)}, "0.70 of 1 to what the user wanted, what serves now 0.90"),
     ],
 )  # fmt: skip
 def test_each_failing_is_a_reason_with_its_figures(changes: dict[str, object], words: str) -> None:

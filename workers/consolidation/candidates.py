@@ -10,6 +10,8 @@ from workers.consolidation.prepare import Prepared
 
 Adherence = Callable[[str, str], float]
 """(prompt, reply) -> share of a scope's norms that the reply holds, in [0, 1]."""
+Style = Callable[[str, str, str], float]
+"""(prompt, reply, wanted reply) -> how near the reply is to what the user wants, by what a program sees of a text, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Candidate:
     context: OwnContext | None = None
     adherence: Adherence | None = None
     """Of the norms attached to the scope."""
+    style: Style | None = None
+    """Of the user whom the scope serves."""
 
     @property
     def serving(self) -> int | None:

@@ -1,16 +1,17 @@
 """What a candidate says: greedy replies beside the base's, for what no likelihood shows: loops, repetition, replies cut short or run on.
 
-Beside that, reported and not judged: the reverse KL on the adapter's own samples, which is the paper's measure (arXiv 2605.12484); and
-where a scope has norms, how well replies hold them, as they are served now and as they would be.
+Where a scope has norms, how well replies hold them, and of a user's scope, how near they are in style to what the user wanted, as they are
+served now and as they would be. Beside that, reported and not judged: the reverse KL on the adapter's own samples, which is the paper's
+measure (arXiv 2605.12484).
 
 Letters: N reply tokens.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from service.domain.feedback import last_user_text
 from service.domain.measures import Generated
 from workers.consolidation.anchors import COMPLETION_TOKENS, PASS_TOKENS, Anchor
 from workers.consolidation.base import Base
@@ -18,6 +19,7 @@ from workers.consolidation.candidates import Candidate
 from workers.consolidation.divergence import reverse_kl_of_states
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.margins import mean, rows_with
+from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row, batches, pack
 from workers.consolidation.sampling import sample
 
@@ -42,38 +44,56 @@ Case = tuple[Tokens, int | None]
 """A prompt, and the slot of what replies (None: the base)."""
 
 
-def generate(
+@dataclass(frozen=True)
+class Replies:
+    """What is said of one candidate, without ends of turn."""
+
+    base: list[Tokens]
+    """By the base to the newest held-out prompts, then to general ones, without a context."""
+    candidate: list[Tokens]
+    now: list[Tokens]
+    """To the newest held-out prompts as they are served now; none where neither norms nor a user's style judge them."""
+    whole: list[Tokens]
+    """By the candidate with the whole context."""
+    left: list[Tokens]
+    """With what absorption leaves of it."""
+    reverse_kl_nats: float
+
+
+def say(
     base: Base,
     judges: LoraStack,
     candidates: Sequence[Candidate],
     anchors: Sequence[Anchor],
     *,
     left_out: Sequence[frozenset[str]],
-) -> list[Generated]:
-    """For each candidate its replies beside the base's, all scopes side by side.
+) -> list[Replies]:
+    """For each candidate greedy replies beside the base's, all scopes side by side; a case that several arms have in common is said once.
 
     Args:
         anchors: chat anchors that judge.
         left_out: for each candidate the context items that it has absorbed.
     """
     general = [anchor.row.prompt for anchor in anchors[:: max(len(anchors) // ANCHOR_PROMPTS, 1)]][:ANCHOR_PROMPTS]
-    prompts = [[*(p.alone.prompt for p in c.heldout[-HELDOUT_PROMPTS:]), *general] for c in candidates]
-    served = [_served(base, c, gone) for c, gone in zip(candidates, left_out, strict=True)]
-    replies = _greedy(
-        base,
-        judges,
-        [
-            (prompt, slot)
-            for c, own in zip(candidates, prompts, strict=True)
-            for prompt in own
-            for slot in (None, c.slot)
-        ]
-        + [case for arms in served for arm in arms for case in arm],
-    )
+    arms: list[list[Case]] = []
+    for c, gone in zip(candidates, left_out, strict=True):
+        prompts = [*(p.alone.prompt for p in _newest(c)), *general]
+        arms += [[(prompt, None) for prompt in prompts], [(prompt, c.slot) for prompt in prompts]]
+        arms += _served(base, c, gone)
+    found = _greedy(base, judges, [case for arm in arms for case in arm])
     reverse_kl = reverse_kl_nats(base, judges, general, slots=[c.slot for c in candidates])
+    end = base.tokenizer.eos_token_id
+    said = iter([[_said(found[case], end) for case in arm] for arm in arms])
     return [
-        _report(base, c, own, replies, arms=arms, reverse_kl=kl)
-        for c, own, arms, kl in zip(candidates, prompts, served, reverse_kl, strict=True)
+        Replies(
+            base=next(said),
+            candidate=next(said),
+            now=next(said),
+            whole=next(said),
+            left=next(said),
+            reverse_kl_nats=nats,
+        )
+        for nats in reverse_kl
     ]
 
 
@@ -127,50 +147,59 @@ def _greedy(base: Base, judges: LoraStack, cases: Iterable[Case]) -> dict[Case, 
     return found
 
 
-def _served(base: Base, candidate: Candidate, left_out: frozenset[str]) -> tuple[list[Case], list[Case]]:
-    """The newest held-out prompts as they are served now, and as they would be; none where no norms ask for it."""
-    if candidate.adherence is None:
-        return [], []
-    now = rows_with(base, candidate, candidate.context.absorbed if candidate.context else frozenset())
-    then = rows_with(base, candidate, left_out)
-    return (
-        [(row.prompt, candidate.serving) for row in now[-HELDOUT_PROMPTS:]],
-        [(row.prompt, candidate.slot) for row in then[-HELDOUT_PROMPTS:]],
-    )
+def _newest(candidate: Candidate) -> list[Prepared]:
+    return candidate.heldout[-HELDOUT_PROMPTS:]
 
 
-def _report(
-    base: Base,
-    candidate: Candidate,
-    prompts: Sequence[Tokens],
-    replies: dict[Case, Tokens],
-    *,
-    arms: tuple[list[Case], list[Case]],
-    reverse_kl: float,
-) -> Generated:
-    end = base.tokenizer.eos_token_id
-    of_base = [_said(replies[prompt, None], end) for prompt in prompts]
-    of_candidate = [_said(replies[prompt, candidate.slot], end) for prompt in prompts]
-    newest = candidate.heldout[-HELDOUT_PROMPTS:]
-    wanted = [
-        min(len(p.alone.replies[0]), REPLY_TOKENS)
-        for p in newest
-        if p.example.rejected is not None or p.example.rating > 0
+def _served(base: Base, candidate: Candidate, left_out: frozenset[str]) -> list[list[Case]]:
+    """The newest held-out prompts as they are served now, by the candidate with the whole context, and with what is left of it."""
+    if candidate.adherence is None and candidate.style is None:
+        return [[], [], []]
+    now = candidate.context.absorbed if candidate.context else frozenset()
+    return [
+        [(row.prompt, slot) for row in rows_with(base, candidate, gone)[-HELDOUT_PROMPTS:]]
+        for gone, slot in ((now, candidate.serving), (frozenset[str](), candidate.slot), (left_out, candidate.slot))
     ]
-    before, after = (_adherence(base, candidate, [replies[case] for case in arm]) for arm in arms)
+
+
+def report(base: Base, candidate: Candidate, said: Replies, *, would_serve: Sequence[Tokens]) -> Generated:
+    """What the replies show.
+
+    Args:
+        would_serve: those of `said.whole` or `said.left`.
+    """
+    wanted = [min(len(p.alone.replies[0]), REPLY_TOKENS) for p in _newest(candidate) if _is_wanted(p)]
     return Generated(
-        prompts=len(prompts),
-        base_repetition=mean([repetition(tokens) for tokens in of_base]),
-        repetition=mean([repetition(tokens) for tokens in of_candidate]),
-        base_loops=mean([float(loops(tokens)) for tokens in of_base]),
-        loops=mean([float(loops(tokens)) for tokens in of_candidate]),
-        base_tokens=mean([len(tokens) for tokens in of_base]),
-        tokens=mean([len(tokens) for tokens in of_candidate]),
+        prompts=len(said.base),
+        base_repetition=mean([repetition(tokens) for tokens in said.base]),
+        repetition=mean([repetition(tokens) for tokens in said.candidate]),
+        base_loops=mean([float(loops(tokens)) for tokens in said.base]),
+        loops=mean([float(loops(tokens)) for tokens in said.candidate]),
+        base_tokens=mean([len(tokens) for tokens in said.base]),
+        tokens=mean([len(tokens) for tokens in said.candidate]),
         wanted_tokens=mean(wanted) if wanted else None,
-        reverse_kl_nats=reverse_kl,
-        adherence_before=before,
-        adherence=after,
+        reverse_kl_nats=said.reverse_kl_nats,
+        adherence_before=_adherence(base, candidate, said.now),
+        adherence=_adherence(base, candidate, would_serve),
+        style_before=style(base, candidate, said.now),
+        style=style(base, candidate, would_serve),
     )
+
+
+def style(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float | None:
+    """How near replies to the newest held-out prompts are to what the user wanted there, the mean; None where nothing tells."""
+    if candidate.style is None:
+        return None
+    near = [
+        candidate.style(p.example.asked, text, p.example.reply)
+        for p, text in zip(_newest(candidate), _texts(base, replies), strict=True)
+        if _is_wanted(p)
+    ]
+    return mean(near) if near else None
+
+
+def _is_wanted(prepared: Prepared) -> bool:
+    return prepared.example.rejected is not None or prepared.example.rating > 0
 
 
 def _said(tokens: Tokens, end: int) -> Tokens:
@@ -181,6 +210,9 @@ def _said(tokens: Tokens, end: int) -> Tokens:
 def _adherence(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float | None:
     if candidate.adherence is None:
         return None
-    texts = [base.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in replies]
-    asked = [last_user_text(p.example.messages) for p in candidate.heldout[-HELDOUT_PROMPTS:]]
-    return mean([candidate.adherence(prompt, text) for prompt, text in zip(asked, texts, strict=True)])
+    asked = [p.example.asked for p in _newest(candidate)]
+    return mean([candidate.adherence(prompt, text) for prompt, text in zip(asked, _texts(base, replies), strict=True)])
+
+
+def _texts(base: Base, replies: Sequence[Tokens]) -> list[str]:
+    return [base.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in replies]

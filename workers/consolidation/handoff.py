@@ -142,12 +142,19 @@ def _longest(
 
 
 def _asked(own: OwnContext, count: Count) -> tuple[list[str], list[str]]:
-    """Ids of the items that are rendered now, and of those that would come in, one after the other, when all before them leave."""
-    rendered = list(_chosen(own, frozenset(), count).items)
+    """Ids of the items that are rendered now, and of those that would come in, one after the other, when all before them leave.
+
+    Pinned ones stay whatever happens, so they are not asked about.
+    """
+    rendered = _unpinned(own, frozenset(), count)
     asked = list(rendered)
-    while more := _chosen(own, frozenset(asked), count).items:
+    while more := _unpinned(own, frozenset(asked), count):
         asked += more
     return rendered, asked[len(rendered) :]
+
+
+def _unpinned(own: OwnContext, left_out: frozenset[str], count: Count) -> list[str]:
+    return [name for name in _chosen(own, left_out, count).items if not own.state.items[name].pinned]
 
 
 def _chosen(own: OwnContext, left_out: frozenset[str], count: Count) -> Context:

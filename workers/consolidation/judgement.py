@@ -3,7 +3,7 @@
     rivals      held-out margins of the base, the version in use, the pooled one, and what serves now
     hand-off    which context items the candidate makes unnecessary
     frontier    margins and KL at quarters of the scale that fits; the scale of the highest value is the candidate's
-    the chosen  general ability, generated replies, the price
+    the chosen  general ability, the price, generated replies: if these lose the user's style to the hand-off, the context stays
 
 Nothing here decides; `service.domain.policy.decide` does, by the report that these figures go into.
 """
@@ -20,13 +20,15 @@ from workers.consolidation.anchors import Anchors
 from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate
 from workers.consolidation.gate import Measured, Meter
-from workers.consolidation.generated import generate
+from workers.consolidation.generated import Replies, report, say, style
 from workers.consolidation.handoff import COSTS_NOTHING_NATS, HandOff, context_tokens, hand_off
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.margins import Arm, Rivals, compare, mean, measure, measure_rivals, rows_alone, rows_with
 
 # Of the largest scale that fits the budgets; each costs a pass over anchors and held-out examples.
 SMALLER = (0.75, 0.5, 0.25)
+# Of [0, 1]: what replies may lose in style to what absorption saves.
+LOST_STYLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def judge(
     on_pass()
     abilities = measure_ability(base, judges, [c.slot for c in candidates])
     on_pass()
-    said = generate(base, judges, candidates, anchors.of("chat", "judge"), left_out=gone)
+    said = say(base, judges, candidates, anchors.of("chat", "judge"), left_out=gone)
+    wished, chosen = chosen, [_in_style(base, *of) for of in zip(candidates, chosen, options, said, strict=True)]
+    gone = [h.absorbed if choice.hands_off else frozenset() for h, choice in zip(handed, chosen, strict=True)]
     return [
         Judgement(
             scale=choice.point.measured.scale,
@@ -144,8 +148,10 @@ def judge(
             context_tokens_after=choice.tokens,
             price=choice.price,
             ability=abilities[n],
-            generated=said[n],
-            notes=_notes(choice, fitted[n]),
+            generated=report(
+                base, candidates[n], said[n], would_serve=said[n].left if choice.hands_off else said[n].whole
+            ),
+            notes=_notes(choice, fitted[n], still_needed=wished[n].hands_off and not choice.hands_off),
             sha256=choice.point.measured.sha256,
         )
         for n, choice in enumerate(chosen)
@@ -211,6 +217,15 @@ def _choices(base: Base, c: Candidate, rivals: Rivals, handed: HandOff, point: P
     return [keeps, choice(point.left, gone, hands_off=True)]
 
 
+def _in_style(base: Base, c: Candidate, choice: Choice, options: Sequence[Sequence[Choice]], said: Replies) -> Choice:
+    """The choice, or at its scale the one that keeps the whole context, if replies show that it is still needed: likelihood sees style
+    only roughly."""
+    whole, left = style(base, c, said.whole), style(base, c, said.left)
+    if not choice.hands_off or whole is None or left is None or left >= whole - LOST_STYLE:
+        return choice
+    return next(keeps for keeps, *_ in options if keeps.point is choice.point)
+
+
 def _frontier_point(of_scale: Sequence[Choice]) -> FrontierPoint:
     best = max(of_scale, key=lambda c: c.value_nats)
     measured = best.point.measured
@@ -224,8 +239,12 @@ def _frontier_point(of_scale: Sequence[Choice]) -> FrontierPoint:
     )
 
 
-def _notes(choice: Choice, fitted: Measured) -> tuple[str, ...]:
+def _notes(choice: Choice, fitted: Measured, *, still_needed: bool) -> tuple[str, ...]:
     notes = []
+    if still_needed:
+        notes.append(
+            "by likelihood context items could go, but replies without them would be less as the user wants: all stay"
+        )
     scale, examples = choice.point.measured.scale, len(choice.point.alone)
     if examples < FEW_EXAMPLES:
         notes.append(

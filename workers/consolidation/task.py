@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE
 from service.domain.norms import Norm
 from service.errors import JobFailed
@@ -11,11 +12,12 @@ from service.settings import Settings
 from service.verifiers.norms import adherence
 from workers.consolidation.anchors import Anchors, Kind
 from workers.consolidation.base import Base
-from workers.consolidation.candidates import Adherence, Candidate, OwnContext
+from workers.consolidation.candidates import Adherence, Candidate, OwnContext, Style
 from workers.consolidation.dataset import Dataset, build
 from workers.consolidation.learner import Learner
 from workers.consolidation.prepare import TRAIN_CONTEXT_TOKENS, Prepared, prepare
 from workers.consolidation.work import Work
+from workers.context_search.style import closeness, is_broken, weights
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ def _adherence(norms: Sequence[Norm]) -> Adherence | None:
     return (lambda prompt, reply: adherence(norms, prompt, reply).reward) if norms else None
 
 
+def _style(examples: Sequence[Prepared], state: FastWeights) -> Style | None:
+    """What the user's pairs tell of the style that they want; None where they tell nothing."""
+    by = weights([(p.example.reply, p.example.rejected) for p in examples if p.example.rejected is not None])
+    if not any(by.values()):
+        return None
+    replies = {exemplar.reply for exemplar in state.exemplars.values()}
+
+    def near(prompt: str, reply: str, wanted: str) -> float:
+        broken = is_broken(reply, prompt=prompt, shown=tuple(replies - {wanted}))
+        return 0.0 if broken else closeness(reply, wanted, by)
+
+    return near
+
+
 def candidate(of: Task, *, slot: int, versions: Mapping[str, int], settings: Settings) -> Candidate:
     """A trained work about to be judged.
 
@@ -104,4 +120,5 @@ def candidate(of: Task, *, slot: int, versions: Mapping[str, int], settings: Set
         pooled=versions.get(work.pooled),
         context=OwnContext(log.fast_weights, log.absorbed, settings.most_context_tokens) if log else None,
         adherence=of.learner.adherence,
+        style=_style(of.learner.examples, log.fast_weights) if log else None,
     )
