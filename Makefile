@@ -60,7 +60,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP) model
-	$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/gpu
+	$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 e2e: $(STAMP) model
 	$(BIN)/pytest tests/e2e

@@ -1,5 +1,6 @@
 """Shared fixtures: a real Redis server, the default model, a gateway over both with a small fake of vLLM behind it."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
 from tests.fakes import FakeVllm, RecordedJobs
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests side by side use the cores already; torch is imported later, here and in the processes that tests start.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Two cores that others use too: a first example that takes a second says nothing.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -61,6 +66,19 @@ DURABLE = (
     "norms",
 )
 """What may be kept for ever (service/store/keys.py); every other key must expire."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For runs side by side: a file's tests stay together, and all that ask the one vLLM; files with slow tests begin."""
+
+    def group(item: pytest.Item) -> str:
+        return "vllm" if "vllm_server" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
+
+    slow = {group(item) for item in items if item.get_closest_marker("slow")} | {"vllm"}
+    items.sort(key=lambda item: group(item) not in slow)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(scope="session")
