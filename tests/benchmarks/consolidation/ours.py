@@ -15,7 +15,7 @@ from tests.benchmarks.consolidation.turns import Order, Prepared, Turn, Watch, f
 from workers.consolidation.adamw import BETAS, EPSILON, SlotAdamW
 from workers.consolidation.anchors import KINDS
 from workers.consolidation.base import Base
-from workers.consolidation.learner import ANCHORS_PER_STEP, Learner, Step
+from workers.consolidation.learner import ANCHORS_PER_STEP, Learner
 from workers.consolidation.lora import LoraStack, Shape
 from workers.consolidation.own_samples import draw
 from workers.consolidation.rows import batches, pack
@@ -46,11 +46,6 @@ class Stacked:
         turn, setup, watch = Turn(len(active), order.steps), Watch(base.device), Watch(base.device)
         forget_peak(base.device)
 
-        by_job = {learner.job: learner for learner in active}
-
-        def booked(job: str, _: Step) -> None:
-            turn.losses.setdefault(job, by_job[job].progress.feedback_loss)
-
         setup.start()
         with LoraStack.attached(base, Shape.of(settings), slots=len(active), seed=settings.train_seed) as stack:
             optimizer = SlotAdamW(stack.weights_U_N)
@@ -58,7 +53,10 @@ class Stacked:
             setup.stop()
             with activations_checkpointed(base), watch.on():
                 for _ in range(order.steps):
-                    take_step(passes, active, optimizer, booked)
+                    take_step(passes, active, optimizer, lambda *_: None)
+                    # Those who have their turn again, in a slot of their own, begin at the same loss.
+                    for learner in active:
+                        turn.losses.setdefault(learner.job, learner.progress.feedback_loss)
         for learner in active:
             if learner.failure is not None:
                 raise learner.failure
