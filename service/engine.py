@@ -1,24 +1,42 @@
-"""The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away."""
+"""The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away.
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+Of several replicas a request goes to its user's (`service/replicas.py`), and once to another where that fails before a reply has begun.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import orjson
 
 from service.domain.feedback import Message
-from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
+from service.errors import EngineUnavailable, UpstreamRejected
+from service.replicas import BUSY_SECONDS, Replica, Replicas
+from service.replies import begun, refusal, transport_errors, whole
 from service.settings import Settings
+from service.tracing import span
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Begin = Callable[[aiohttp.ClientResponse], Awaitable[T]]
+"""Reads the first part of a reply."""
 
 CHAT_PATH = "/v1/chat/completions"
 SCORE_PATH = "/fastslow/score"
+TOKENIZE_PATH = "/tokenize"
 MAX_SCORED_REPLIES = 256
 """In one request for scores."""
-OVERLOADED_RETRY_SECONDS = 2
-AWAY_RETRY_SECONDS = 5
 DONE = b"data: [DONE]"
+BACKGROUND_PRIORITY = 10
+"""What workers ask for comes after chats, which have 0: vLLM takes the smaller first, and interrupts the larger where it lacks memory."""
+TRIES = 2
+# vLLM's server closes a connection that was idle for five seconds; a request that meets that would fail.
+IDLE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -47,18 +65,28 @@ class Score:
 
 
 class Engine(Protocol):
-    """What the gateway and the workers ask of vLLM."""
+    """What the gateway and the workers ask of vLLM.
 
-    async def complete(self, body: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+    Requests of one `affinity` (`service/domain/affinity.py`) go to one replica, as long as that can serve them; empty: to any.
+    """
+
+    replicas: Replicas
+
+    async def complete(self, body: dict[str, Any], *, request_id: str, affinity: str = "") -> dict[str, Any]:
         """A whole chat completion."""
         ...
 
-    def stream(self, body: dict[str, Any], *, request_id: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """A streamed one: server-sent events without their blank lines, `data: [DONE]` last. Leaving early aborts it."""
+    def stream(
+        self, body: dict[str, Any], *, request_id: str, affinity: str = ""
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A streamed one, entered when it has begun: server-sent events without their blank lines, `data: [DONE]` last.
+
+        Leaving early aborts it.
+        """
         ...
 
     async def score(
-        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str
+        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str, affinity: str = ""
     ) -> list[list[Score]]:
         """The scores of all replies, by item, under the base model or an adapter version. They give way to chats.
 
@@ -68,8 +96,19 @@ class Engine(Protocol):
         """
         ...
 
+    async def preload(self, adapter: str, *, affinity: str = "") -> None:
+        """Have an adapter version loaded where its user is served, of a version of many users (no affinity) everywhere.
+
+        A replica that can't is logged: it is asked again by the first chat.
+        """
+        ...
+
+    def waiting(self) -> int | None:
+        """Requests in the shortest of the replicas' queues, as it was a second ago; None where no queue is known (yet)."""
+        ...
+
     async def ready(self) -> None:
-        """Raises EngineUnavailable unless vLLM answers its health check."""
+        """Raises EngineUnavailable unless a vLLM answers its health check."""
         ...
 
     async def close(self) -> None: ...
@@ -81,39 +120,41 @@ class VllmEngine:
     def __init__(self, settings: Settings) -> None:
         key = settings.vllm_api_key.get_secret_value()
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._url = settings.effective_vllm_url
-        self._connections = settings.upstream_connections
-        self._timeout = aiohttp.ClientTimeout(
-            total=None,
-            connect=settings.upstream_timeout_seconds,
-            sock_connect=settings.upstream_connect_seconds,
-            sock_read=settings.upstream_timeout_seconds,
-        )
+        self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self.replicas = Replicas(settings.request_urls, settings)
 
     def _http(self) -> aiohttp.ClientSession:
         # Made on first use, because aiohttp wants a running loop.
         if self._session is None:
+            settings = self._settings
             self._session = aiohttp.ClientSession(
-                base_url=self._url,
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(
+                    total=settings.upstream_total_seconds,
+                    connect=settings.upstream_timeout_seconds,
+                    sock_connect=settings.upstream_connect_seconds,
+                    sock_read=settings.upstream_timeout_seconds,
+                ),
                 headers=self._headers,
-                connector=aiohttp.TCPConnector(limit=self._connections),
+                connector=aiohttp.TCPConnector(limit=settings.upstream_connections, keepalive_timeout=IDLE_SECONDS),
             )
         return self._session
 
-    async def complete(self, body: dict[str, Any], *, request_id: str) -> dict[str, Any]:
-        async with self._post(CHAT_PATH, body, request_id) as response:
-            reply: dict[str, Any] = orjson.loads(await response.read())
+    async def complete(self, body: dict[str, Any], *, request_id: str, affinity: str = "") -> dict[str, Any]:
+        async with AsyncExitStack() as stack:
+            read = await self._ask(stack, whole, CHAT_PATH, body, request_id=request_id, affinity=affinity)
+            reply: dict[str, Any] = orjson.loads(read)
             return reply
 
     @asynccontextmanager
-    async def stream(self, body: dict[str, Any], *, request_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with self._post(CHAT_PATH, body, request_id) as response:
-            yield _events(response)
+    async def stream(
+        self, body: dict[str, Any], *, request_id: str, affinity: str = ""
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with AsyncExitStack() as stack:
+            yield await self._ask(stack, begun, CHAT_PATH, body, request_id=request_id, affinity=affinity)
 
     async def score(
-        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str
+        self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str, affinity: str = ""
     ) -> list[list[Score]]:
         bodies = [
             {
@@ -124,78 +165,129 @@ class VllmEngine:
             for item in items
         ]
         body = {"model": model, "cache_salt": cache_salt, "items": bodies}
-        async with self._post(SCORE_PATH, body, request_id) as response:
-            scores = orjson.loads(await response.read())["scores"]
+        async with AsyncExitStack() as stack:
+            read = await self._ask(stack, whole, SCORE_PATH, body, request_id=request_id, affinity=affinity)
+            scores = orjson.loads(read)["scores"]
         return [[Score(**score) for score in replies] for replies in scores]
 
+    async def preload(self, adapter: str, *, affinity: str = "") -> None:
+        try:
+            where = (await self.replicas.order(affinity, adapter))[:1] if affinity else await self.replicas.known()
+        except EngineUnavailable as error:
+            log.warning("%s is loaded nowhere yet: %s", adapter, error)
+            return
+        await asyncio.gather(*(self._preload(adapter, replica) for replica in where))
+
+    async def _preload(self, adapter: str, replica: Replica) -> None:
+        body = orjson.dumps({"model": adapter, "prompt": "."})
+        try:
+            async with self._asked(replica, TOKENIZE_PATH, body, adapter, whole, {}):
+                log.info("%s is loaded at %s", adapter, replica.url)
+        except (EngineUnavailable, UpstreamRejected) as error:
+            log.warning("%s is not loaded at %s yet: %s", adapter, replica.url, error)
+
+    def waiting(self) -> int | None:
+        self.replicas.watch()
+        known = [replica.waiting for replica in self.replicas.all if replica.waiting is not None]
+        return min(known, default=None)
+
+    async def _ask(
+        self,
+        stack: AsyncExitStack,
+        begin: Begin[T],
+        path: str,
+        body: dict[str, Any],
+        *,
+        request_id: str,
+        affinity: str,
+    ) -> T:
+        """What `begin` reads of the first replica that answers, of two that are asked; the rest can be read until the stack is left.
+
+        Raises:
+            EngineUnavailable: neither can answer.
+            UpstreamRejected: the request's own fault, or an adapter that is at neither.
+        """
+        data, model = orjson.dumps(body), body["model"]
+        headers = {"X-Request-Id": request_id, "X-Session-ID": affinity or request_id}
+        problem: EngineUnavailable | UpstreamRejected | None = None
+        for replica in (await self.replicas.order(affinity or request_id, model))[:TRIES]:
+            try:
+                return await stack.enter_async_context(self._asked(replica, path, data, model, begin, headers))
+            except (EngineUnavailable, UpstreamRejected) as error:
+                if isinstance(error, UpstreamRejected) and error.status != 404:
+                    raise
+                log.info("request %s failed at %s: %s", request_id, replica.url, error)
+                # That there is no such adapter says more than that another replica is away.
+                problem = problem if isinstance(problem, UpstreamRejected) else error
+        assert problem is not None, "there is a replica to ask"
+        raise problem
+
     @asynccontextmanager
-    async def _post(self, path: str, body: dict[str, Any], request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        with transport_errors():
-            async with self._http().post(
-                path, data=orjson.dumps(body), headers={"X-Request-Id": request_id}
-            ) as response:
-                if response.status != 200:
-                    raise refusal(response.status, await response.read())
-                yield response
+    async def _asked(
+        self,
+        replica: Replica,
+        path: str,
+        data: bytes,
+        model: str,
+        begin: Begin[T],
+        headers: dict[str, str],
+    ) -> AsyncIterator[T]:
+        """One replica's answer, as far as `begin` reads it."""
+        with span("vllm", kind="client", url__full=f"{replica.url}{path}", gen_ai__request__model=model) as part:
+            replica.in_flight += 1
+            response: aiohttp.ClientResponse | None = None
+            try:
+                try:
+                    with transport_errors():
+                        async with replica.awaited():
+                            response = await self._http().post(
+                                f"{replica.url}{path}", data=data, headers=headers | part.carrier()
+                            )
+                            if response.status != 200:
+                                raise refusal(response.status, await response.read())
+                            first = await begin(response)
+                except (EngineUnavailable, UpstreamRejected) as error:
+                    self._note(replica, model, error, response.status if response else None)
+                    raise
+                replica.answered += 1
+                replica.failures = 0
+                with replica.reading(response):
+                    yield first
+            finally:
+                replica.in_flight -= 1
+                if response is not None:
+                    response.release()
+
+    def _note(
+        self, replica: Replica, model: str, error: EngineUnavailable | UpstreamRejected, status: int | None
+    ) -> None:
+        """What a failed request says of its replica."""
+        replica.failed += 1
+        if isinstance(error, UpstreamRejected):
+            if status == 404:
+                replica.lacks(model, seconds=self._settings.failed_adapter_seconds)
+        elif status in (429, 503):
+            replica.busy_until = time.monotonic() + BUSY_SECONDS
+        else:
+            replica.failures += 1
 
     async def ready(self) -> None:
-        with transport_errors():
-            async with self._http().get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
-                if response.status != 200:
-                    raise refusal(max(response.status, 500), await response.read())
+        problem: EngineUnavailable | None = None
+        for replica in sorted(await self.replicas.known(), key=lambda replica: replica.failures):
+            try:
+                with transport_errors():
+                    async with self._http().get(
+                        f"{replica.url}/health", timeout=aiohttp.ClientTimeout(total=2)
+                    ) as response:
+                        if response.status != 200:
+                            raise refusal(max(response.status, 500), await response.read())
+                        return
+            except EngineUnavailable as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
 
     async def close(self) -> None:
+        await self.replicas.close()
         if self._session is not None:
             await self._session.close()
-
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    buffer = b""
-    pieces = response.content.iter_any()
-    while True:
-        # Around the read alone: what the consumer raises is not vLLM's fault.
-        with transport_errors():
-            piece = await anext(pieces, None)
-        if piece is None:
-            return
-        *events, buffer = (buffer + piece).split(b"\n\n")
-        for event in events:
-            yield event
-
-
-@contextmanager
-def transport_errors() -> Iterator[None]:
-    """A connection that can't be made, breaks or hangs becomes EngineUnavailable."""
-    try:
-        yield
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise EngineUnavailable(
-            f"The inference server can't be reached: {str(error) or type(error).__name__}.",
-            retry_after_seconds=AWAY_RETRY_SECONDS,
-        ) from error
-
-
-def refusal(status: int, body: bytes) -> Exception:
-    """vLLM's error reply as one of ours: overload and faults as 503, the request's own fault as it said it."""
-    try:
-        parsed = orjson.loads(body)
-        error = parsed.get("error", parsed) if isinstance(parsed, dict) else {}
-    except orjson.JSONDecodeError:
-        error = {}
-    if not isinstance(error, dict):
-        error = {"message": str(error)}
-    message = str(error.get("message") or body[:300].decode(errors="replace") or f"status {status}")
-    if status == 401:
-        return EngineUnavailable(
-            "The inference server refuses this service's key: set FASTSLOW_VLLM_API_KEY to the key that it was started with.",
-            retry_after_seconds=AWAY_RETRY_SECONDS,
-        )
-    if status >= 500 or status == 429:
-        wait = OVERLOADED_RETRY_SECONDS if status in (429, 503) else AWAY_RETRY_SECONDS
-        return EngineUnavailable(f"The inference server can't answer now: {message}", retry_after_seconds=wait)
-    param = error.get("param")
-    if param == "input_tokens":
-        return ContextLengthExceeded(message, param="messages")
-    return UpstreamRejected(
-        message, status=status, param=param.removeprefix("body.") if isinstance(param, str) else None
-    )

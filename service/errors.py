@@ -10,9 +10,12 @@ FastslowError
 ├── NotFound                  404  an interaction, a version, a job, a scope
 │   └── ModelNotFound         404
 ├── Conflict                  409  the key was used with another body; a version that can't be moved to
+├── RequestTimeout            408  the body did not come in time
+├── RateLimited               429  over a limit of the tenant's or the user's, with Retry-After
 ├── UpstreamRejected          4xx  vLLM's own refusal, its status and message passed on
 ├── Unavailable               503  with Retry-After
 │   ├── EngineUnavailable     503  vLLM is away or overloaded
+│   ├── Overloaded            503  as many chats as may be are in flight, or wait
 │   ├── StoreUnavailable      503  Redis is away, full or read-only
 │   ├── EmbedderUnavailable        the model behind recall; chats go on without it
 │   └── VerifiersMissing      503  the packages that check replies are not installed
@@ -111,6 +114,37 @@ class Conflict(FastslowError):
     code = "conflict"
 
 
+class RequestTimeout(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+    def headers(self) -> dict[str, str]:
+        # What is left of the body is not waited for.
+        return {"Connection": "close"}
+
+
+class RateLimited(FastslowError):
+    """Over a limit.
+
+    Args:
+        kind: OpenAI's `type` of this error: `requests` or `tokens`.
+        retry_after_seconds: when there will be room; None if there never will be for this request.
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, kind: str, retry_after_seconds: int | None) -> None:
+        super().__init__(message)
+        self.type = kind
+        self.retry_after_seconds = retry_after_seconds
+
+    def headers(self) -> dict[str, str]:
+        # OpenAI's clients send a 429 again by themselves, unless they are told not to.
+        again = self.retry_after_seconds
+        return {"x-should-retry": "false"} if again is None else {"Retry-After": str(again)}
+
+
 class UpstreamRejected(FastslowError):
     """vLLM's own refusal of a request, with the status it gave."""
 
@@ -135,6 +169,10 @@ class Unavailable(FastslowError):
 
 class EngineUnavailable(Unavailable):
     code = "engine_unavailable"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
 
 
 class StoreUnavailable(Unavailable):

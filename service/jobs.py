@@ -5,10 +5,14 @@ from typing import Protocol
 
 import anyio.to_thread
 from celery import Celery
+from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from service.broker import broker
 from service.errors import StoreUnavailable
+from service.logs import request_id
 from service.settings import Settings
+from service.tracing import span
 
 CONSOLIDATE = "workers.tasks.consolidate"
 SWEEP = "workers.tasks.sweep"
@@ -37,10 +41,11 @@ class Jobs(Protocol):
 
 def celery_app(settings: Settings) -> Celery:
     """The Celery application, the same for those who send and those who work."""
-    app = Celery("fastslow", broker=settings.effective_redis_url)
+    place = broker(settings)
+    app = Celery("fastslow", broker=place.url, backend=settings.result_url or None)
     app.conf.update(
         # Jobs report to our own store, which outlives the broker's results.
-        task_ignore_result=True,
+        task_ignore_result=not settings.result_url,
         task_serializer="json",
         accept_content=["json"],
         task_default_queue=CONTROL_QUEUE,
@@ -56,12 +61,11 @@ def celery_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={
-            "global_keyprefix": "fs:celery:",
-            "visibility_timeout": settings.job_limit_seconds * 2,
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-        },
+        broker_transport_options=place.transport,
+        task_queues=[
+            Queue(name, Exchange(name), routing_key=name, queue_arguments=place.queue)
+            for name in (CONTROL_QUEUE, CONSOLIDATE_QUEUE)
+        ],
         worker_hijack_root_logger=False,
         enable_utc=True,
     )
@@ -87,6 +91,9 @@ class CeleryJobs:
 
     def _send(self, task: str, *args: object) -> None:
         try:
-            self._app.send_task(task, args=args, retry=False)
+            with span("send", kind="producer", fastslow__task=task) as part:
+                # A worker's logs and spans go on with the request that began the work.
+                headers = {"request_id": request_id.get(), **part.carrier()}
+                self._app.send_task(task, args=args, headers=headers, retry=False)
         except OperationalError as error:
             raise StoreUnavailable(f"The job queue can't be reached: {error}") from error

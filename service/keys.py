@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.domain.rate_limits import RateLimits
 from service.errors import FastslowError
 
 Role = Literal["client", "admin"]
@@ -37,6 +38,8 @@ class Keys(BaseModel):
     """HMAC key of the salts that keep users apart in vLLM's prefix cache."""
     vllm_api_key: str
     """What a local stack's gateway and workers send to its vLLM."""
+    limits: dict[str, RateLimits] = {}
+    """Rate limits of tenants that differ from the settings'; what is left out of one is the settings'."""
 
     def first(self, role: Role) -> str:
         """The first key of a role, to show to the owner; empty if there is none."""

@@ -1,35 +1,20 @@
 """What the gateway counts, for Prometheus. One registry a process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.stored_metrics import StoredMetrics
 
 # From a cached read to a slow generation.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# The gateway's own work: parts of a millisecond, where most of it lies, apart from each other.
+OWN_SECONDS = (0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+# One event is folded in microseconds, a long log in tenths of a second.
+FOLD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 0.5, 1, 2.5)
 
-
-class WorkerCounts(Collector):
-    """What workers have counted in Redis: they have no port of their own to be scraped at."""
-
-    def __init__(self) -> None:
-        self.counted: Mapping[tuple[str, str], int] = {}
-        """(name, label) -> how often, as last read; the gateway reads it when it is scraped."""
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        families = {
-            "optimize": CounterMetricFamily(
-                "fastslow_optimizations", "Optimizations of users' contexts by how they ended", labels=["outcome"]
-            ),
-            "optimize_without": CounterMetricFamily(
-                "fastslow_optimizations_without", "Optimizations that had to do without a helper", labels=["missing"]
-            ),
-        }
-        for (name, label), times in self.counted.items():
-            if name in families:
-                families[name].add_metric([label], times)
-        yield from families.values()
+SERVED_BY = ("base", "context", "adapter", "adapter+context")
 
 
 class Metrics:
@@ -37,15 +22,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.workers = WorkerCounts()
-        self.registry.register(self.workers)
+        self.stored = StoredMetrics()
+        self.registry.register(self.stored)
         self.requests = Counter(
             "fastslow_requests_total", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
         self.overhead = Histogram(
             "fastslow_chat_overhead_seconds",
             "The gateway's own time in a chat: all but the wait for vLLM",
-            buckets=SECONDS,
+            buckets=OWN_SECONDS,
             registry=self.registry,
         )
         self.chat = Histogram(
@@ -88,7 +73,35 @@ class Metrics:
             registry=self.registry,
         )
         self.served = Counter(
-            "fastslow_chats_total", "Chats by what served them", ["served_by"], registry=self.registry
+            "fastslow_chats_total",
+            "Chats by the channel that served them: base, context, adapter, adapter+context",
+            ["served_by"],
+            registry=self.registry,
+        )
+        for channel in SERVED_BY:
+            self.served.labels(channel)
+        self.first_token = Histogram(
+            "fastslow_first_token_seconds",
+            "A streamed chat from request to the first piece of its text",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "fastslow_prompt_tokens_total",
+            "Tokens of prompts, context included, of chats whose usage vLLM told (streams tell it where the client asks)",
+            registry=self.registry,
+        )
+        self.cached_tokens = Counter(
+            "fastslow_prompt_tokens_cached_total",
+            "Those of them that came from vLLM's prefix cache",
+            registry=self.registry,
+        )
+        self.folds = Histogram(
+            "fastslow_fold_seconds",
+            "Folding feedback into fast weights: apply (one event), rebuild (a whole log)",
+            ["work"],
+            buckets=FOLD_SECONDS,
+            registry=self.registry,
         )
         self.norm_checks = Counter(
             "fastslow_norm_checks_total",
@@ -102,3 +115,28 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.refused = Counter(
+            "fastslow_refused_total",
+            "Requests refused for load: gate, engine-queue, or the limit they were over (tenant-chats, user-tokens, ...)",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.limits_unchecked = Counter(
+            "fastslow_limits_unchecked_total",
+            "Requests let in without a look at their rate limits, because Redis was away",
+            registry=self.registry,
+        )
+        self.slow_clients = Counter(
+            "fastslow_slow_clients_total",
+            "Requests ended because their client took too long: to send the body, to take the reply",
+            ["with_the"],
+            registry=self.registry,
+        )
+        self.chats_in_flight = Gauge("fastslow_chats_in_flight", "Chats that have a place", registry=self.registry)
+        self.chats_waiting = Gauge("fastslow_chats_waiting", "Chats that wait for a place", registry=self.registry)
+
+    def count_usage(self, usage: Mapping[str, Any] | None) -> None:
+        """Count the prompt's tokens by vLLM's word, where it gave one."""
+        if usage:
+            self.prompt_tokens.inc(usage.get("prompt_tokens") or 0)
+            self.cached_tokens.inc((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)

@@ -14,6 +14,7 @@ from typing import Any
 
 from service.contexts import Contexts, Wanted
 from service.domain.absorption import absorbed
+from service.domain.affinity import affinity_of
 from service.domain.context import Context, render
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, Interaction, Message, VersionTuple, last_user_text
@@ -25,17 +26,18 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.norm_checks import NormChecks
 from service.priors import Priors
+from service.recording import Recording
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
 from service.tokens import Tokens
+from service.tracing import span
 
 log = logging.getLogger(__name__)
 
 NO_USER = "no-user"
 NO_STORE = "store-unavailable"
 NO_ADAPTER = "adapter-unavailable"
-NOT_RECORDED = "interaction-not-recorded"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Plan:
         """What vLLM is asked for: the adapter version, or the base model."""
         return self.version.model if self.version.adapter == BASE else self.version.adapter
 
+    @property
+    def channel(self) -> str:
+        """What personalizes it: `adapter`, `context`, `adapter+context`, or `base` where nothing does."""
+        parts = ["adapter"] * (self.version.adapter != BASE) + ["context"] * (self.context.tokens > 0)
+        return "+".join(parts) or BASE
+
+    @property
+    def affinity(self) -> str:
+        """What keeps the user's requests on one replica."""
+        return affinity_of(tenant=self.tenant, user=self.user) if self.user is not None else ""
+
 
 class Serving:
     """Plans chats, remembers which adapters failed, records interactions."""
@@ -90,6 +103,7 @@ class Serving:
         self.metrics = metrics
         self._salt_key = keys.cache_salt_secret.encode()
         self._failed: dict[str, float] = {}
+        self.recording = Recording(store, settings)
         self.norm_checks = NormChecks(store.norms, settings, metrics)
         self.priors = Priors(store.cold_start, seconds=settings.cold_start_cache_seconds)
 
@@ -124,7 +138,8 @@ class Serving:
         if user is not None and wish.context:
             priors = await self._priors(state, tenant=tenant, degraded=degraded)
             wanted = Wanted(tenant, user, state.fast_weights, adapter, unneeded, priors)
-            context = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
+            with span("choose context"):
+                context = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
         return Plan(
             id=interaction_id,
             tenant=tenant,
@@ -144,12 +159,13 @@ class Serving:
 
     def upstream_body(self, plan: Plan, sampling: dict[str, Any]) -> dict[str, Any]:
         """The request to vLLM. Nothing of the client's gets into it but `sampling`, which the whitelist picked."""
-        body: dict[str, Any] = {
-            "model": plan.served_model,
-            "messages": rendered(plan),
-            "max_tokens": plan.max_tokens,
-            "cache_salt": self.cache_salt(plan.tenant, plan.user),
-        }
+        with span("render"):
+            body: dict[str, Any] = {
+                "model": plan.served_model,
+                "messages": rendered(plan),
+                "max_tokens": plan.max_tokens,
+                "cache_salt": self.cache_salt(plan.tenant, plan.user),
+            }
         return body | sampling
 
     def optimize_at(self, after: FastWeights, *, now: float, edited: bool = False) -> float | None:
@@ -180,10 +196,10 @@ class Serving:
         self.metrics.degraded.labels(reason).inc()
         degraded.append(reason)
 
-    async def record(self, plan: Plan, reply: str, finish_reason: str | None) -> bool:
-        """Store the interaction so that it can be given feedback; false (and counted) where Redis is away."""
+    async def record(self, plan: Plan, reply: str, finish_reason: str | None) -> None:
+        """Store the interaction so that it can be given feedback; where that was not done, or in brief, the plan is degraded by it."""
         if plan.user is None:
-            return False
+            return
         interaction = Interaction(
             id=plan.id,
             tenant=plan.tenant,
@@ -195,13 +211,8 @@ class Serving:
             version=plan.version,
             items=plan.context.items,
         )
-        try:
-            await self.store.users.record(interaction, retention_seconds=self.settings.interaction_retention_seconds)
-        except StoreUnavailable as error:
-            log.warning("interaction %s is not recorded: %s", plan.id, error)
-            self._degrade(plan.degraded, NOT_RECORDED)
-            return False
-        return True
+        if reason := await self.recording.keep(interaction):
+            self._degrade(plan.degraded, reason)
 
     async def sent(self, plan: Plan, reply: str) -> None:
         """What waits until the client has the reply: to hold it against the norms of the user's scopes."""
@@ -220,7 +231,8 @@ class Serving:
             self._degrade(degraded, NO_USER)
             return ChatState(FastWeights(), None, ())
         try:
-            return await self.store.users.chat_state(tenant=tenant, user=user)
+            with span("read state"):
+                return await self.store.users.chat_state(tenant=tenant, user=user)
         except StoreUnavailable as error:
             log.warning("a chat is served unpersonalized: %s", error)
             self._degrade(degraded, NO_STORE)

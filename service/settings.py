@@ -22,11 +22,23 @@ class Settings(BaseSettings):
     data_dir: Path = Path("data")
     """Holds the embedded Redis's files, the model, the adapters, the keys and the logs of a local stack."""
     redis_url: str = ""
-    """Redis 7 or newer, or Valkey, with an append-only file. Empty: `fastslow up` starts an embedded one."""
+    """Redis 7 or newer, or Valkey, with an append-only file. Empty: `fastslow up` starts an embedded one. Also a cluster or sentinels, over
+    TLS and with passwords: see `service/store/redis_urls.py`."""
+    broker_url: str = ""
+    """Celery's broker: a single Redis, or RabbitMQ (`amqp://`). Empty: `redis_url`, unless that is a cluster or sentinels."""
+    result_url: str = ""
+    """Where Celery keeps what tasks return, for tools that look at it. Empty: nowhere, for jobs report to Redis."""
     vllm_url: str = ""
-    """Base URL of vLLM (without `/v1`). Empty: `fastslow up` starts one on the CPU."""
+    """Base URL of vLLM (without `/v1`), or of a router. Empty: `vllm_replica_urls`; without those `fastslow up` starts one on the CPU."""
     vllm_replica_urls: tuple[str, ...] = ()
-    """Where `vllm_url` is a router: the base URL of each replica behind it, which must let go of an old adapter before it is deleted."""
+    """Base URL of each vLLM, which must let go of an old adapter before it is deleted; without `vllm_url`, requests go to them by user.
+    `dns+http://vllm:8000` stands for every address that the name has, looked up again at each probe."""
+    replica_probe_seconds: float = Field(1.0, gt=0)
+    """How often the health and the queue of each replica are looked at."""
+    replica_probe_timeout_seconds: float = Field(2.0, gt=0)
+    """A replica that takes longer for that gets no requests; after the second time what it has of them goes to others."""
+    replica_spill_waiting: int = Field(4, ge=1)
+    """Requests in a replica's queue from which on the next in a user's order gets the user's."""
     model: str = ""
     """Folder of the base model in Hugging Face's format, or a hub id. Empty: SmolLM2-135M-Instruct, prepared on first use."""
     model_name: str = "smollm2-135m-instruct"
@@ -57,6 +69,16 @@ class Settings(BaseSettings):
     vllm_api_key: SecretStr = SecretStr("")
     """Sent to vLLM as a bearer token. A local stack makes its own at the first start (in the keys file)."""
 
+    # -- logs and traces (docs/observability.md) ----------------------------------------------------------------------
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or a JSON object each for machines."""
+    log_texts: bool = False
+    """Whether logs may quote what users said, where an error's message does; for debugging on a machine of one's own."""
+    otlp_endpoint: str = ""
+    """Base URL of an OpenTelemetry collector that takes OTLP over HTTP, as `http://127.0.0.1:4318`. Empty: no traces."""
+    otlp_share: float = Field(1.0, ge=0.0, le=1.0)
+    """Share of the traces that are recorded, of those that no client has begun (whose own word counts)."""
+
     # -- chat ---------------------------------------------------------------------------------------------------------
     max_model_len: int = Field(2048, ge=64)
     """The served window in tokens, prompt and reply together: vLLM's `--max-model-len`."""
@@ -70,12 +92,42 @@ class Settings(BaseSettings):
     max_messages: int = Field(256, ge=1)
     # A browser's or a proxy's patience is about this long; a reply that takes longer should be streamed.
     upstream_timeout_seconds: float = Field(600.0, gt=0)
+    """Longest wait for the first byte of vLLM's reply, and for each after it."""
+    upstream_total_seconds: float = Field(3600.0, gt=0)
+    """Longest that a whole reply may take, streamed ones too."""
     upstream_connect_seconds: float = Field(2.0, gt=0)
     upstream_connections: int = Field(1024, ge=1)
     interaction_retention_seconds: int = Field(30 * 86400, ge=60)
     """How long an interaction can still be given feedback."""
+    interactions_brief_share: float = Field(0.85, gt=0, le=1)
+    """Where Redis (its fullest node) uses more of its `maxmemory`, or of the machine, interactions are kept without earlier turns..."""
+    brief_retention_seconds: int = Field(3600, ge=60)
+    """...and for this long. With no memory left they are not kept, but feedback is, past `maxmemory`: leave Redis some room above it."""
     failed_adapter_seconds: float = Field(30.0, ge=0)
     """How long the gateway serves the base instead of an adapter that vLLM could not load, before it tries it again."""
+
+    # -- limits and overload ------------------------------------------------------------------------------------------
+    # Buckets in Redis, of all gateways together. 0: no limit, and nothing is asked of Redis. A tenant's own (in the keys file) go first.
+    tenant_chats_per_minute: int = Field(0, ge=0)
+    user_chats_per_minute: int = Field(0, ge=0)
+    tenant_tokens_per_minute: int = Field(0, ge=0)
+    """Tokens of the messages (not of the context before them) and of the longest reply that was asked for, counted when a chat comes in."""
+    user_tokens_per_minute: int = Field(0, ge=0)
+    tenant_feedback_per_minute: int = Field(0, ge=0)
+    user_feedback_per_minute: int = Field(0, ge=0)
+    chats_at_once: int = Field(512, ge=1)
+    """Chats in flight in one gateway process..."""
+    chats_waiting: int = Field(256, ge=0)
+    """...and those that wait for a place, tenants and users in turn. More are refused with 503 and Retry-After."""
+    chat_wait_seconds: float = Field(5.0, gt=0)
+    """Longest wait for a place."""
+    vllm_most_waiting: int = Field(0, ge=0)
+    """Chats are refused with 503 while the shortest queue of the replicas is longer, as it was a second ago; 0: never."""
+    # Long enough for a full body over a bad line; a body that drips in is answered with 408.
+    client_send_seconds: float = Field(30.0, gt=0)
+    """Within this a request's body must be there."""
+    client_take_seconds: float = Field(30.0, gt=0)
+    """A client that takes nothing of its stream for this long, with 64 KiB waiting for it, loses it, and the generation ends."""
 
     # -- feedback -----------------------------------------------------------------------------------------------------
     max_comment_chars: int = Field(20000, ge=1)
@@ -249,6 +301,20 @@ class Settings(BaseSettings):
         return (self.vllm_url or f"http://127.0.0.1:{self.vllm_port}").rstrip("/")
 
     @property
+    def own_vllm(self) -> bool:
+        """Whether a local stack starts a vLLM."""
+        return not (self.vllm_url or self.vllm_replica_urls)
+
+    @property
+    def otlp_traces_url(self) -> str:
+        return f"{self.otlp_endpoint.rstrip('/')}/v1/traces"
+
+    @property
     def replica_urls(self) -> tuple[str, ...]:
         """Every vLLM that may have loaded an adapter."""
         return tuple(url.rstrip("/") for url in self.vllm_replica_urls) or (self.effective_vllm_url,)
+
+    @property
+    def request_urls(self) -> tuple[str, ...]:
+        """Where requests go: to a router or the only vLLM, else to the replicas by user."""
+        return (self.effective_vllm_url,) if self.vllm_url else self.replica_urls

@@ -16,10 +16,12 @@ import workers.consolidation  # noqa: F401  before any test imports torch: it te
 from service.api.app import create_app
 from service.embedding import Embedder
 from service.engine import VllmEngine
+from service.jobs import Jobs
 from service.keys import ApiKey, Keys
 from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
+from service.tracing import Tracing
 from tests.fakes import FakeVllm, RecordedJobs
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -155,7 +157,12 @@ def jobs() -> RecordedJobs:
 
 @asynccontextmanager
 async def gateway_client(
-    settings: Settings, tokens: Tokens, jobs: RecordedJobs, embedder: Embedder | None = None
+    settings: Settings,
+    tokens: Tokens,
+    jobs: Jobs,
+    embedder: Embedder | None = None,
+    keys: Keys = KEYS,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a whole gateway, with the client key of tenant acme and user alice."""
     app = create_app(
@@ -163,9 +170,10 @@ async def gateway_client(
         store=open_store(settings),
         engine=VllmEngine(settings),
         tokens=tokens,
-        keys=KEYS,
+        keys=keys,
         jobs=jobs,
         embedder=embedder,
+        tracing=tracing,
     )
     async with LifespanManager(app) as manager:
         transport = httpx.ASGITransport(manager.app, raise_app_exceptions=False)

@@ -4,13 +4,21 @@ import asyncio
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from service.embedding import WIDTH, Vectors
 
 MODEL = "smollm2-135m-instruct"
+USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 3,
+    "total_tokens": 12,
+    "prompt_tokens_details": {"cached_tokens": 4},
+}
 
 
 class RecordedJobs:
@@ -79,18 +87,30 @@ class FakeVllm:
         self.piece_seconds = 0.0
         self.cut_stream_after: int | None = None
         self.aborted = asyncio.Event()
+        self.loaded: list[str] = []
+        """Adapters that were asked to be loaded, without a reply."""
+        self.waiting = 0
+        self.free = asyncio.Event()
+        """While it is not set, chats wait once they have been asked for."""
+        self.free.set()
+        self.answering = asyncio.Event()
+        """While it is not set, nothing is answered: the process hangs."""
+        self.answering.set()
         self.url = ""
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        app = web.Application()
+        app = web.Application(middlewares=[self._hang])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/fastslow/score", self._score)
         app.router.add_delete("/fastslow/adapters/{name}", self._evict)
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, handler_cancellation=True)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/tokenize", self._tokenize)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        # The second time on the port that it had.
+        site = web.TCPSite(self._runner, "127.0.0.1", urlsplit(self.url).port or 0)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
@@ -105,6 +125,21 @@ class FakeVllm:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
+
+    @web.middleware
+    async def _hang(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        await self.answering.wait()
+        return await handler(request)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        labels = f'engine="0",model_name="{MODEL}"'
+        gauges = {"vllm:num_requests_running": 1, "vllm:num_requests_waiting": self.waiting}
+        return web.Response(text="".join(f"{name}{{{labels}}} {float(value)}\n" for name, value in gauges.items()))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.loaded.append(body["model"])
+        return self._refusal(body) or web.json_response({"count": 1, "max_model_len": 2048, "tokens": [1]})
 
     async def _evict(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -147,6 +182,7 @@ class FakeVllm:
         if refusal is not None:
             return refusal
         try:
+            await self.free.wait()
             serve = self._stream if body.get("stream") else self._whole
             return await serve(request, body)
         except (asyncio.CancelledError, ConnectionResetError):
@@ -166,8 +202,7 @@ class FakeVllm:
         await asyncio.sleep(self.piece_seconds)
         message = {"role": "assistant", "content": self.reply(body), "refusal": None, "function_call": None}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None, "token_ids": None}
-        usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
-        return web.json_response(self._frame(request, body, "chat.completion") | {"choices": [choice], "usage": usage})
+        return web.json_response(self._frame(request, body, "chat.completion") | {"choices": [choice], "usage": USAGE})
 
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -186,7 +221,6 @@ class FakeVllm:
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
             await response.write(b"data: " + web.json_response(frame | {"choices": [choice]}).body + b"\n\n")
         if body.get("stream_options", {}).get("include_usage"):
-            usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
-            await response.write(b"data: " + web.json_response(frame | {"choices": [], "usage": usage}).body + b"\n\n")
+            await response.write(b"data: " + web.json_response(frame | {"choices": [], "usage": USAGE}).body + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response

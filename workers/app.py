@@ -10,6 +10,7 @@ from celery.signals import worker_ready
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from service.broker import broker
 from service.jobs import (
     ARCHIVE,
     CONSOLIDATE_QUEUE,
@@ -22,6 +23,7 @@ from service.jobs import (
     celery_app,
 )
 from service.settings import Settings
+from workers.signals import connect
 
 # How long a scheduler waits for a Redis that restarts; well within its lock, which nobody takes meanwhile.
 REDIS_PATIENCE_SECONDS = 20
@@ -30,6 +32,7 @@ LOOK_SECONDS = 5.0
 
 settings = Settings()
 app = celery_app(settings)
+connect(settings)
 app.conf.update(
     imports=("workers.tasks",),
     # The schedule and a lock lie in Redis: of several schedulers one fires, and goes on where a dead one stopped.
@@ -37,7 +40,7 @@ app.conf.update(
     beat_max_loop_interval=min(LOOK_SECONDS, settings.beat_lock_seconds / 3),
     # `celery inspect ping -d celerybeat@HOST` answers while it ticks.
     beat_enable_remote_control=True,
-    redbeat_redis_url=settings.effective_redis_url,
+    redbeat_redis_url=broker(settings).schedule_url,
     redbeat_key_prefix="fs:celery:redbeat:",
     redbeat_lock_timeout=settings.beat_lock_seconds,
     redbeat_redis_options={

@@ -15,6 +15,7 @@ from service.store import Store
 from service.store.jobs import Job, State
 from service.store.scopes import AuditEntry
 from workers.consolidation.work import LeaseLost, Progress, Work
+from workers.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class JobRun:
         self._log_seconds = log_seconds
         self._started = self._logged = time.monotonic()
         self._lost = False
+        self._stages = Stages(job)
 
     @property
     def scope(self) -> Scope:
@@ -84,6 +86,8 @@ class JobRun:
             log.info("job %s of %s: %s", self.job.id, self.job.scope, line_of(progress))
 
     def update(self, **fields: Any) -> None:
+        if "stage" in fields:
+            self._stages.enter(fields["stage"])
         self.job = self.job.model_copy(update={**fields, "updated": time.time()})
 
     @asynccontextmanager
@@ -96,6 +100,7 @@ class JobRun:
             keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await keeper
+            self._stages.close(self.job.state)
 
     async def _keep(self) -> None:
         while not self._lost:
@@ -139,7 +144,20 @@ class JobRun:
         written = await self._finish(ended, attempted=attempted, version=promoted, audit=audit)
         if written == "ok":
             self.job = ended
+            await self._count(promoted)
         return written
+
+    async def _count(self, promoted: AdapterVersion | None) -> None:
+        """For the gateways' metrics."""
+        counts = self._store.counts
+        await counts.add_all({("consolidate", self.job.state): 1, **self._stages.counts()})
+        if promoted is not None:
+            await counts.add("move", "promote")
+            measured = {"text": promoted.report.kl_text, "chat": promoted.report.kl_chat}
+            kind = self.scope.kind
+            bounds = {("kl", f"{kind}/{anchors}"): kl.upper95_nats for anchors, kl in measured.items()}
+            budgets = {("kl_budget", f"{kind}/{anchors}"): kl.budget_nats for anchors, kl in measured.items()}
+            await counts.set_all(bounds | budgets)
 
     async def _finish(self, ended: Job, **what: Any) -> Written:
         deadline = time.monotonic() + self._settings.lease_seconds

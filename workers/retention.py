@@ -17,6 +17,7 @@ import aiohttp
 
 from service.domain.slow_weights import Scope
 from service.errors import EngineUnavailable, NotFound
+from service.replicas import addresses
 from service.settings import Settings
 from service.store import Store
 from workers.adapter_store import by_scope, provenance
@@ -61,7 +62,7 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
             if not isinstance(failed, EngineUnavailable):
                 raise failed
-            log.warning("old adapter versions are not deleted until every replica answers: %s", failed.message)
+            log.warning("old adapter versions are not deleted until every replica answers: %s", failed)
             break
     return deleted
 
@@ -127,10 +128,17 @@ async def replicas(settings: Settings) -> AsyncIterator[Evict]:
     async with aiohttp.ClientSession(timeout=timeout, headers=headers) as http:
 
         async def evict(name: str) -> bool:
-            answers = [await _evicted(http, url, name) for url in settings.replica_urls]
+            answers = [await _evicted(http, url, name) for url in await _addresses(settings.replica_urls)]
             return all(answers)
 
         yield evict
+
+
+async def _addresses(urls: Sequence[str]) -> list[str]:
+    try:
+        return [found for url in urls for found in await addresses(url)]
+    except OSError as error:
+        raise EngineUnavailable(f"the replicas can't be looked up: {error}") from error
 
 
 async def _evicted(http: aiohttp.ClientSession, url: str, name: str) -> bool:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from service.domain.absorption import absorbed
+from service.domain.affinity import affinity_of_scope
 from service.domain.feedback import BASE
 from service.domain.slow_weights import AdapterVersion, Reject, Scope
-from service.engine import Engine
+from service.engine import BACKGROUND_PRIORITY, Engine
 from service.errors import EngineUnavailable, FastslowError, JobFailed, StoreUnavailable, UpstreamRejected
 from service.rescoring import score_again
 from service.settings import Settings
@@ -213,7 +214,7 @@ async def gather(job: Job, store: Store) -> Work:
 
 
 async def probe(engine: Engine, version: AdapterVersion) -> None:
-    """Have vLLM load and use the version before anybody is served by it.
+    """Have vLLM load and use the version before anybody is served by it: the user's replica, or one, and the others load it.
 
     Raises:
         JobFailed: vLLM is away, refuses it, or says nothing with it.
@@ -223,10 +224,14 @@ async def probe(engine: Engine, version: AdapterVersion) -> None:
         "messages": [{"role": "user", "content": "Say hello."}],
         "max_tokens": PROBE_TOKENS,
         "temperature": 0,
+        "priority": BACKGROUND_PRIORITY,
     }
+    affinity = affinity_of_scope(Scope.parse(version.scope), tenant=version.tenant)
     try:
-        reply = await engine.complete(body, request_id=f"probe-{version.name}")
+        reply = await engine.complete(body, request_id=f"probe-{version.name}", affinity=affinity)
     except (UpstreamRejected, EngineUnavailable) as error:
         raise JobFailed(f"vLLM could not serve {version.name}: {error.message}") from error
     if reply["usage"]["completion_tokens"] == 0:
         raise JobFailed(f"vLLM generated nothing with {version.name}")
+    if not affinity:
+        await engine.preload(version.name)

@@ -40,6 +40,7 @@ async def sweep(store: Store, jobs: Jobs, settings: Settings, *, now: float, uni
     packs = packed(sturdy, most=settings.scopes_per_job) + [[job_id] for job_id in alone]
     for pack in packs:
         await jobs.consolidate(pack)
+    await store.counts.set_all({("sweep", ""): now})
     return [job_id for pack in packs for job_id in pack]
 
 

@@ -67,6 +67,8 @@ def vllm_argv(settings: Settings) -> list[str]:
     if cpu:
         # The default of 128 tokens shares too little of a prompt between requests.
         options["--block-size"] = 32
+    if settings.otlp_endpoint:
+        options["--otlp-traces-endpoint"] = settings.otlp_traces_url
     argv = ["-m", "vllm.entrypoints.openai.api_server"]
     for flag, value in options.items():
         argv += [flag, str(value)]
@@ -92,6 +94,8 @@ def vllm_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, s
         "FASTSLOW_ADAPTER_STORE": str(settings.adapter_store_dir.absolute()),
         "FASTSLOW_ADAPTER_CACHE_DIR": str(settings.adapter_cache.absolute()),
     }
+    if settings.otlp_endpoint:
+        environment |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "fastslow-vllm"}
     if resolve_device(settings) == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.vllm_kv_cache_gib)
         environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.vllm_threads

@@ -16,6 +16,7 @@ from service.api.schemas import (
     PromoteRequest,
     RollbackRequest,
 )
+from service.domain.affinity import affinity_of_scope
 from service.domain.feedback import BASE
 from service.domain.slow_weights import AdapterVersion, Scope
 from service.errors import Conflict
@@ -23,7 +24,7 @@ from service.jobs import Jobs
 from service.rescoring import score_again
 from service.serving import Serving
 from service.store import Store
-from service.store.scopes import ScopeState
+from service.store.scopes import AuditEntry, ScopeState
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 Admin = Annotated[Caller, Depends(admin)]
@@ -85,7 +86,7 @@ async def rollback(
     entry = await _store(request).scopes.rollback(
         parsed, tenant=caller.tenant, to=body.to, actor=caller.label, reason=body.reason, now=time.time()
     )
-    _score_again(request, background, parsed, tenant=caller.tenant)
+    _moved(request, background, entry, tenant=caller.tenant)
     return entry.model_dump()
 
 
@@ -103,13 +104,16 @@ async def promote(
         reason=body.reason,
         now=time.time(),
     )
-    _score_again(request, background, parsed, tenant=caller.tenant)
+    _moved(request, background, entry, tenant=caller.tenant)
     return entry.model_dump()
 
 
-def _score_again(request: Request, background: BackgroundTasks, scope: Scope, *, tenant: str) -> None:
-    """The scope's populations, when the admin has the answer: a tenant has many users."""
+def _moved(request: Request, background: BackgroundTasks, entry: AuditEntry, *, tenant: str) -> None:
+    """What follows when the admin has the answer: the version is loaded, and the populations of the scope's users are scored anew."""
     serving: Serving = request.app.state.serving
+    scope = Scope.parse(entry.scope)
+    if entry.to_version not in (None, BASE):
+        background.add_task(serving.engine.preload, entry.to_version, affinity=affinity_of_scope(scope, tenant=tenant))
     background.add_task(score_again, serving.store, serving.settings, scope, tenant=tenant, now=time.time())
 
 

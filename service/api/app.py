@@ -1,10 +1,11 @@
 """The gateway's application: every dependency an argument, so that tests pass their own."""
 
+import asyncio
 import gc
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,20 +16,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.api import admin, budgets, chat, cold_start, feedback, health, norms, users
+from service.api.admission import Admission
 from service.api.auth import Authenticator
+from service.api.patience import OutOfPatience, Patience
+from service.api.traces import TraceFrame
 from service.contexts import Contexts
 from service.embedding import Embedder, load_embedder
 from service.engine import Engine, VllmEngine
-from service.errors import BodyTooLarge, FastslowError, InvalidFields, InvalidRequest, NotFound
+from service.errors import BodyTooLarge, FastslowError, InvalidFields, InvalidRequest, NotFound, RequestTimeout
 from service.jobs import CeleryJobs, Jobs
 from service.keys import Keys, load_keys
 from service.metrics import Metrics
 from service.recall import Recall
+from service.replica_metrics import ReplicaStates
 from service.serving import Serving
 from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
+from service.tracing import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +49,12 @@ def create_app(
     keys: Keys,
     jobs: Jobs,
     embedder: Embedder | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application over these dependencies, which it closes when it ends."""
     metrics = Metrics()
+    store.users.on_rebuild = metrics.folds.labels("rebuild").observe
+    metrics.registry.register(ReplicaStates(engine.replicas))
     recall = Recall(store.embeddings, embedder, settings, metrics)
 
     @asynccontextmanager
@@ -52,8 +62,11 @@ def create_app(
         yield
         await recall.aclose()
         await app.state.serving.norm_checks.aclose()
+        await app.state.serving.recording.aclose()
         await engine.close()
         await store.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Fastslow",
@@ -67,6 +80,7 @@ def create_app(
     app.state.store = store
     app.state.jobs = jobs
     app.state.authenticator = Authenticator(keys, settings)
+    app.state.admission = Admission(store.rate_limits, engine, keys, settings, metrics)
     contexts = Contexts(tokens, settings, recall)
     app.state.serving = Serving(store, engine, tokens, keys, settings, metrics, contexts)
     for module in (chat, feedback, users, admin, budgets, cold_start, norms, health):
@@ -75,14 +89,16 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
     app.add_exception_handler(Exception, _render_fault)
-    app.add_middleware(RequestFrame, metrics=app.state.metrics, max_body_bytes=settings.max_body_bytes)
+    if tracing is not None:
+        app.add_middleware(TraceFrame, tracing=tracing)
+    app.add_middleware(RequestFrame, metrics=metrics, settings=settings)
     return app
 
 
 def app_from_env() -> FastAPI:
     """The application by the environment's settings: uvicorn's factory."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
+    logs.configure(settings)
     app = create_app(
         settings,
         store=open_store(settings),
@@ -91,6 +107,7 @@ def app_from_env() -> FastAPI:
         keys=load_keys(settings.keys_path),
         jobs=CeleryJobs(settings),
         embedder=load_embedder(settings),
+        tracing=open_tracing(settings, service="fastslow-gateway"),
     )
     # A full collection looks through all that was made until here, 0.1 s with every request waiting; frozen, it is left out.
     gc.collect()
@@ -99,24 +116,43 @@ def app_from_env() -> FastAPI:
 
 
 class RequestFrame:
-    """Around every request: its id and start, the limit on its body, the count of its outcome."""
+    """Around every request: its id and start, limits on its body and on its client's slowness, what is due at its end, the count of it.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+    In the request's state, `headers` go with whatever reply it gets, and the functions in `ended` are called when the reply's last byte, or
+    the client, has left.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, settings: Settings) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
+        self._send_seconds = settings.client_send_seconds
+        self._take_seconds = settings.client_take_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, started=time.perf_counter())
-        received = 0
+        logs.request_id.set(request_id)
+        headers: dict[str, str] = {}
+        ended: list[Callable[[], None]] = []
+        # Its own: not every server copies what the lifespan left there.
+        own = {"request_id": request_id, "started": time.perf_counter(), "headers": headers, "ended": ended}
+        scope["state"] = scope.get("state", {}) | own
+        loop, sending, taking = asyncio.get_running_loop(), Patience(), Patience()
+        body_until = loop.time() + self._send_seconds
+        received, complete = 0, False
 
         async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                message = await sending.wait(receive(), until=body_until)
+            except OutOfPatience:
+                raise self._too_slow() from None
+            complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
                 raise self._too_large()
@@ -124,20 +160,45 @@ class RequestFrame:
 
         async def framed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.requests.labels(route, str(message["status"])).inc()
-            await send(message)
+                sent = MutableHeaders(scope=message)
+                sent["x-request-id"] = request_id
+                sent.update(headers)
+                own["status"] = message["status"]
+                self._count(scope, message["status"])
+            await taking.wait(send(message), until=loop.time() + self._take_seconds)
 
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            error = self._too_large()
-            await JSONResponse(error.body(), error.status)(scope, receive, framed_send)
-            return
-        await self._app(scope, limited_receive, framed_send)
+        try:
+            declared = Headers(scope=scope).get("content-length", "0")
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                error = self._too_large()
+                await JSONResponse(error.body(), error.status)(scope, receive, framed_send)
+            else:
+                await self._app(scope, limited_receive, framed_send)
+        except OutOfPatience:
+            # The server closes the connection over the reply that is not complete.
+            self._metrics.slow_clients.labels("reply").inc()
+            log.info("request %s ends: its client took nothing for %g s", request_id, self._take_seconds)
+        except Exception:
+            # The reply to a fault of ours is made outside of this frame.
+            if "status" not in own:
+                self._count(scope, FastslowError.status)
+            raise
+        finally:
+            sending.close()
+            taking.close()
+            for end in ended:
+                end()
+
+    def _count(self, scope: Scope, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(route, str(status)).inc()
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request's body is over the limit of {self._max_body_bytes} bytes.")
+
+    def _too_slow(self) -> RequestTimeout:
+        self._metrics.slow_clients.labels("body").inc()
+        return RequestTimeout(f"The request's body was not there within {self._send_seconds:g} s.")
 
 
 async def _render_error(request: Request, error: Exception) -> JSONResponse:
@@ -200,4 +261,4 @@ async def _render_fault(request: Request, error: Exception) -> JSONResponse:
     """A fault of ours: logged with its trace by the server, told without it."""
     fault = FastslowError(f"The service failed at this request; its log says why under {request.state.request_id}.")
     log.error("request %s failed", request.state.request_id, exc_info=error)
-    return JSONResponse(fault.body(), fault.status)
+    return JSONResponse(fault.body(), fault.status, headers={"x-request-id": request.state.request_id})

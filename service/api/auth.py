@@ -9,6 +9,7 @@ from fastapi import Request
 from service.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from service.keys import ApiKey, Keys, Role
 from service.settings import Settings
+from service.tracing import span
 
 MAX_USER_CHARS = 256
 
@@ -80,7 +81,8 @@ def _key_caller(key: ApiKey) -> Caller:
 async def authenticated(request: Request) -> Caller:
     """FastAPI dependency: any valid caller."""
     authenticator: Authenticator = request.app.state.authenticator
-    return authenticator.caller(request)
+    with span("authenticate"):
+        return authenticator.caller(request)
 
 
 async def admin(request: Request) -> Caller:

@@ -12,12 +12,15 @@ from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
+from service.api.admission import Admission
 from service.api.auth import Caller, authenticated, user_of
 from service.api.schemas import PASSED_ON, ChatRequest, DryRunReply
+from service.domain.context import TOKENS_AROUND_MESSAGE
 from service.domain.feedback import BASE
 from service.engine import DONE
 from service.errors import EngineUnavailable, FastslowError, InvalidRequest, ModelNotFound, UpstreamRejected
-from service.serving import NOT_RECORDED, Plan, Serving, rendered
+from service.serving import Plan, Serving, rendered
+from service.tracing import span
 
 router = APIRouter()
 T = TypeVar("T")
@@ -55,6 +58,9 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
         )
     clock = Clock(request.state.started)
     user = user_of(request, caller, body.named_user())
+    admission: Admission = request.app.state.admission
+    with span("admit"):
+        await admission.chat(request, tenant=caller.tenant, user=user, tokens=lambda: _most_tokens(body, serving))
     serve = _serve_stream if body.stream else _serve_whole
     rejected: tuple[str, UpstreamRejected] | None = None
     while True:
@@ -83,6 +89,13 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
         return response
 
 
+def _most_tokens(body: ChatRequest, serving: Serving) -> int:
+    """Tokens of the messages, and of the longest reply to them."""
+    count = serving.tokens.count
+    prompt = sum(count(message.text() or "") + TOKENS_AROUND_MESSAGE for message in body.messages)
+    return prompt + (body.max_completion_tokens or body.max_tokens or serving.settings.default_max_tokens)
+
+
 def _sampling(body: ChatRequest) -> dict[str, Any]:
     return body.model_dump(include=PASSED_ON, exclude_none=True)
 
@@ -91,7 +104,7 @@ def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
     own_seconds = clock.own_seconds()
     serving.metrics.overhead.observe(own_seconds)
     serving.metrics.context_tokens.observe(plan.context.tokens)
-    serving.metrics.served.labels("base" if plan.version.adapter == BASE else "adapter").inc()
+    serving.metrics.served.labels(plan.channel).inc()
     headers = {
         "x-fastslow-adapter": plan.version.adapter,
         "x-fastslow-context-revision": str(plan.version.context_revision),
@@ -121,11 +134,14 @@ def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> R
 async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
     upstream = serving.upstream_body(plan, _sampling(body))
     sent = time.perf_counter()
-    reply = await _unless_gone(request, serving.engine.complete(upstream, request_id=_upstream_id(plan)))
+    reply = await _unless_gone(
+        request, serving.engine.complete(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
+    )
     clock.upstream += time.perf_counter() - sent
     choice = reply["choices"][0]
     text = choice["message"].get("content") or ""
     await serving.record(plan, text, choice.get("finish_reason"))
+    serving.metrics.count_usage(reply.get("usage"))
     reply = _tidy(reply) | {"id": plan.id, "model": body.model}
     headers = _headers(plan, clock, serving)
     serving.metrics.chat.labels("no").observe(time.perf_counter() - clock.started)
@@ -141,25 +157,36 @@ async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, p
     stack = AsyncExitStack()
     # Entered here, so that a refusal becomes an error reply and not a broken stream.
     events = await _unless_gone(
-        request, stack.enter_async_context(serving.engine.stream(upstream, request_id=_upstream_id(plan)))
+        request,
+        stack.enter_async_context(
+            serving.engine.stream(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
+        ),
     )
     clock.upstream += time.perf_counter() - sent
-    return EventStream(
-        _relay(events, stack, body, serving, plan, clock.started), headers=_headers(plan, clock, serving)
-    )
+    relayed = _relay(events, stack, body, serving, plan, clock.started)
+    return EventStream(relayed, stack, _headers(plan, clock, serving))
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events from a generator that is closed at once when the client goes away, which aborts the generation."""
+    """Server-sent events that end at once when the client goes away, which aborts the generation.
+
+    Args:
+        upstream: holds vLLM's reply. Closed even where the client left before the first event was asked for.
+    """
 
     media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], upstream: AsyncExitStack, headers: dict[str, str]) -> None:
+        super().__init__(events, headers=headers)
+        self._events = events
+        self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if isinstance(self.body_iterator, AsyncGenerator):
-                await self.body_iterator.aclose()
+            await self._events.aclose()
+            await self._upstream.aclose()
 
 
 async def _relay(
@@ -172,16 +199,22 @@ async def _relay(
         try:
             async for event in events:
                 if event == DONE:
-                    if plan.user is not None and not await serving.record(plan, "".join(pieces), finish_reason):
+                    told = len(plan.degraded)
+                    await serving.record(plan, "".join(pieces), finish_reason)
+                    for reason in plan.degraded[told:]:
                         # The headers have left; a comment is what server-sent events have for this.
-                        yield f": x-fastslow-degraded: {NOT_RECORDED}\n\n".encode()
+                        yield f": x-fastslow-degraded: {reason}\n\n".encode()
                     await serving.sent(plan, "".join(pieces))
                     yield b"data: [DONE]\n\n"
                     serving.metrics.chat.labels("yes").observe(time.perf_counter() - started)
                     return
                 chunk = orjson.loads(event.removeprefix(b"data: "))
+                serving.metrics.count_usage(chunk.get("usage"))
                 for choice in chunk.get("choices", ()):
-                    pieces.append(choice["delta"].get("content") or "")
+                    piece = choice["delta"].get("content") or ""
+                    if piece and not any(pieces):
+                        serving.metrics.first_token.observe(time.perf_counter() - started)
+                    pieces.append(piece)
                     finish_reason = choice.get("finish_reason") or finish_reason
                 chunk = _tidy(chunk) | {"id": plan.id, "model": body.model}
                 yield b"data: " + orjson.dumps(chunk) + b"\n\n"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from service.api.admission import Admission
 from service.api.auth import Caller, authenticated, user_of
 from service.api.log_writes import IdempotencyKey, LogWrite, check_length
 from service.api.schemas import FeedbackReply, FeedbackRequest, PreferenceBody
@@ -29,6 +30,8 @@ async def feedback(
     if user is None:
         raise InvalidFields("Name the user: send the header X-User-ID, or the field 'user'.", param="user")
     check_lengths(body, serving)
+    admission: Admission = request.app.state.admission
+    await admission.feedback(request, tenant=caller.tenant, user=user)
     write = LogWrite(serving, body, tenant=caller.tenant, user=user, idempotency_key=idempotency_key)
     reply = await write.through(lambda: _give(body, write))
     for signal in body.named_signals():
@@ -78,7 +81,9 @@ async def _give(body: FeedbackRequest, write: LogWrite) -> FeedbackReply:
         previous=previous,
         previous_rated_at=interaction.rated_at,
     )
+    started = time.perf_counter()
     after = apply(before, event)
+    serving.metrics.folds.labels("apply").observe(time.perf_counter() - started)
     optimize_at = serving.optimize_at(after, now=event.at)
     answer = await write.append(event, before=before, after=after, answer=reply.model_dump(), optimize_at=optimize_at)
     return FeedbackReply.model_validate(answer)

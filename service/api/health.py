@@ -1,6 +1,6 @@
 """For the machines that run the service: liveness, readiness by dependency, metrics, and the list of models."""
 
-from contextlib import suppress
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -41,10 +41,9 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics", summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
-    """What this gateway has counted, and what all workers have; with Redis away, as much of that as it last saw."""
+    """What this gateway has counted, what all workers have (with Redis away, as much of that as it last saw), and what waits for them."""
     found: Metrics = request.app.state.metrics
-    with suppress(StoreUnavailable):
-        found.workers.counted = await request.app.state.store.optimizations.counted()
+    await found.stored.refresh(request.app.state.store, now=time.time())
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 
 

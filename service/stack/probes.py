@@ -4,10 +4,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+from service.store.redis_urls import clients
 
 Probe = Callable[[], Awaitable[str]]
 
@@ -40,7 +41,7 @@ def redis_answers(url: str) -> Probe:
         try:
             # Whoever probes asks again; the client's own retries would take seconds each time.
             once = Retry(NoBackoff(), 0)
-            client = Redis.from_url(url, retry=once, socket_timeout=PROBE_SECONDS, socket_connect_timeout=PROBE_SECONDS)
+            client, close = clients(url, retry=once, socket_timeout=PROBE_SECONDS, socket_connect_timeout=PROBE_SECONDS)
         except ValueError as error:
             return str(error)
         try:
@@ -48,7 +49,7 @@ def redis_answers(url: str) -> Probe:
         except (RedisError, OSError) as error:
             return str(error)
         finally:
-            await client.aclose()
+            await close()
         return ""
 
     return probe

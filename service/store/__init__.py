@@ -2,19 +2,23 @@
 
 `keys` names them, `users` holds interactions and logs, `archives` takes the oldest events out of long ones, `scopes` adapter versions and
 pointers, `budgets` how far adapters may drift, `jobs` consolidations, `optimizations` whose contexts want optimizing, `embeddings` vectors
-of exemplars, `cold_start` what new users start from, `norms` what replies should be like, `members` reads over many users at once.
+of exemplars, `cold_start` what new users start from, `norms` what replies should be like, `members` reads over many users at once,
+`counts` what workers count, `backlog` what waits for them, `rate_limits` how much anybody has left.
 """
 
 from service.settings import Settings
 from service.store.archives import ArchiveStore
+from service.store.backlog import BacklogStore
 from service.store.budgets import BudgetStore
 from service.store.cold_start import ColdStartStore
 from service.store.connection import Connection
+from service.store.counts import CountStore
 from service.store.embeddings import EmbeddingStore
 from service.store.jobs import JobStore
 from service.store.members import MemberStore
 from service.store.norms import NormStore
 from service.store.optimizations import OptimizationStore
+from service.store.rate_limits import RateLimitStore
 from service.store.scopes import ScopeStore
 from service.store.users import UserStore
 
@@ -37,6 +41,9 @@ class Store:
         self.scopes = ScopeStore(connection)
         self.budgets = BudgetStore(connection)
         self.optimizations = OptimizationStore(connection)
+        self.counts = CountStore(connection)
+        self.backlog = BacklogStore(connection)
+        self.rate_limits = RateLimitStore(connection)
         self.jobs = JobStore(connection, retention_seconds=settings.job_retention_seconds)
 
     async def close(self) -> None:

@@ -12,8 +12,8 @@ from service.store.keys import BUCKETS, UserKeys, long
 from service.store.logs import event_field
 
 # Replaces a log's oldest events by their fold, if the log still begins where it did when they were read. With `stale`, the cached state
-# was folded from an older snapshot and goes too.
-REPLACE = """#!lua
+# was folded from an older snapshot and goes too. It frees memory, so it may do so where there is none.
+REPLACE = """#!lua flags=allow-oom
 local log, snapshot, state = unpack(KEYS)
 local first, keep_from, fold, stale = unpack(ARGV)
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)

@@ -1,18 +1,17 @@
 """The connection to Redis: one client per process, bounded waits, one place that turns Redis's errors into ours."""
 
 import asyncio
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.commands.core import AsyncScript
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 
 from service.errors import StoreUnavailable
+from service.store.redis_urls import clients
 
 # A pooled connection that died with an old server fails once; a server that is away must not hold a chat for long.
 RECONNECTS = 1
@@ -20,13 +19,17 @@ RECONNECT_SECONDS = 0.02
 
 
 class Connection:
-    """A Redis client whose failures are `StoreUnavailable`."""
+    """A client of one Redis, of a cluster, or of the primary that sentinels name; its failures are `StoreUnavailable`.
+
+    Args:
+        url: as `service/store/redis_urls.py` has it.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         # One timer for a whole call: redis-py's own socket_timeout costs a task for each write and a timer for each reply.
         self._timeout_seconds = timeout_seconds
-        self._scripts: dict[str, AsyncScript] = {}
-        self._redis: Redis = Redis.from_url(
+        self._hashes: dict[str, str] = {}
+        self._redis, self._close = clients(
             url,
             socket_timeout=None,
             socket_connect_timeout=timeout_seconds,
@@ -35,21 +38,21 @@ class Connection:
         )
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._close()
 
     async def call(self, *command: str | bytes | int | float) -> Any:
         """One command."""
         with store_errors():
             async with asyncio.timeout(self._timeout_seconds):
                 # redis-py leaves this one method unannotated.
-                return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+                return await self._redis.execute_command(*command)
 
     async def pipeline(
         self, commands: Sequence[Sequence[str | bytes | int | float]], *, atomic: bool = False
     ) -> list[Any]:
-        """Several commands in one round trip; `atomic` (keys of one bucket) lets nothing come between them."""
+        """Several commands in one round trip (to each node of a cluster); `atomic`, keys of one bucket, lets nothing come between them."""
         with store_errors():
-            pipe: Pipeline = self._redis.pipeline(transaction=atomic)
+            pipe = self._redis.pipeline(transaction=atomic)
             for command in commands:
                 pipe.execute_command(*command)
             async with asyncio.timeout(self._timeout_seconds):
@@ -57,16 +60,26 @@ class Connection:
                 return replies
 
     async def script(self, source: str, keys: Sequence[str], *args: str | bytes | int | float) -> Any:
-        """Run a Lua script (by its hash where the server knows it)."""
-        script = self._scripts.get(source) or self._scripts.setdefault(source, self._redis.register_script(source))
+        """Run a Lua script on keys of one bucket (by its hash where the server knows it)."""
+        name = self._hashes.get(source) or self._hashes.setdefault(source, _sha1(source))
         with store_errors():
             async with asyncio.timeout(self._timeout_seconds):
-                return await script(keys=list(keys), args=list(args))
+                try:
+                    return await self._redis.execute_command("EVALSHA", name, len(keys), *keys, *args)
+                except NoScriptError:
+                    # That leaves it at this server, of a cluster at the node that has the keys.
+                    return await self._redis.execute_command("EVAL", source, len(keys), *keys, *args)
 
     async def append_only(self) -> bool:
-        """Whether the server writes an append-only file, without which an acknowledgement is worth little."""
+        """Whether the server (of a cluster: every node) writes an append-only file, without which an acknowledgement is worth little."""
         info = await self.call("INFO", "persistence")
-        return bool(int(info.get("aof_enabled", 0)))
+        nodes = [info] if "aof_enabled" in info else list(info.values())
+        return all(int(node.get("aof_enabled", 0)) for node in nodes)
+
+
+def _sha1(source: str) -> str:
+    """What Redis knows a script by."""
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
 opted-in, budgets, base, norms.
-All else is a cache or expires: state, embeddings, int, idem, job, lease, optimizing.
+All else is a cache or expires: state, embeddings, int, idem, job, lease, optimizing, and the buckets of rate limits.
 """
 
 import hashlib
@@ -71,13 +71,23 @@ def opted_in(bucket: int) -> str:
 
 
 def counts() -> str:
-    """Hash of what workers count, for the gateway's metrics: `name\\0label` -> how often."""
+    """Hash of what workers count and measure, for the gateway's metrics: `name\\0label` -> a number."""
     return in_bucket(0, "counts")
 
 
 def base() -> str:
     """Hash of the base model that a worker loaded last: its `model` name and the `sha256` of its weights."""
     return in_bucket(0, "base")
+
+
+LIMITS = "fs:limits"
+"""Begins the names of the buckets of rate limits, which the library that keeps them makes: `fs:limits:v1:gcra:<rate_limit(...)>`."""
+
+
+def rate_limit(what: str, *, tenant: str, user: str | None = None) -> str:
+    """The rest of the name of one bucket: of a user's chats, tokens or feedback, or (no user) of the tenant's."""
+    whose = (tenant,) if user is None else (tenant, user)
+    return f"{{{_bucket(*whose):03d}}}:{what}:{_digest(*whose)}"
 
 
 class UserKeys:

@@ -1,9 +1,9 @@
-"""Whose contexts want optimizing, who is at it, and how it went."""
+"""Whose contexts want optimizing, and who is at it."""
 
 from collections.abc import Iterable
 
 from service.store.connection import Connection
-from service.store.keys import BUCKETS, UserKeys, counts, optimize
+from service.store.keys import BUCKETS, UserKeys, optimize
 
 # No more work, unless the log has moved on meanwhile.
 SETTLE = """#!lua
@@ -68,13 +68,3 @@ class OptimizationStore:
 
     async def release(self, *, tenant: str, user: str, token: str) -> None:
         await self._redis.script(RELEASE, [UserKeys(tenant=tenant, user=user).optimizing], token)
-
-    async def count(self, name: str, label: str) -> None:
-        """Count something that a worker did, for the gateway's metrics."""
-        await self._redis.call("HINCRBY", counts(), f"{name}\0{label}", 1)
-
-    async def counted(self) -> dict[tuple[str, str], int]:
-        """(name, label) -> how often, over all workers."""
-        flat = await self._redis.call("HGETALL", counts())
-        names = ((key.decode().partition("\0"), int(value)) for key, value in flat.items())
-        return {(name, label): value for (name, _, label), value in names}

@@ -9,6 +9,7 @@ from service.domain.feedback import BASE, Frozen
 from service.domain.slow_weights import NAME, AdapterVersion, Scope
 from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.connection import Connection
+from service.store.counts import CountStore
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, audit, base, scopes_index
 
 # Moves the pointer. {'ok'} | {'moved', active}: somebody else moved it first | {'barred'}: the target may not be promoted |
@@ -94,6 +95,7 @@ class ScopeStore:
 
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
+        self._counts = CountStore(connection)
         # Versions are immutable, so what was read once stays true.
         self._versions: dict[str, AdapterVersion] = {}
 
@@ -292,4 +294,5 @@ class ScopeStore:
             raise Conflict(f"The pointer of {scope} has just moved to '{where}': look again.", code="pointer_moved")
         if outcome != b"ok":
             raise Conflict(f"'{target}' {REFUSED[outcome]}.", code=f"version_{outcome.decode()}")
+        await self._counts.add("move", action)
         return entry

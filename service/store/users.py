@@ -1,13 +1,16 @@
 """Users: interactions, the log of feedback, the cached fold of it."""
 
 import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Interaction
 from service.domain.slow_weights import Scope
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, StoreUnavailable
 from service.store.connection import Connection
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, shared_adapters, users_index
 from service.store.logs import Logs, UserHistory
@@ -16,7 +19,8 @@ from service.store.states import States
 # Appends the event, sets the cached fold and, of a feedback, the interaction's standing signals; marks the user as due for consolidation
 # (a feedback does), for optimization (or as settled), and for the archive where the log is long; remembers the idempotency key.
 # {'ok'} | {'replayed', receipt}: the key was used | {'conflict'}: the log has moved on | {'expired'}: the interaction is gone.
-APPEND = """#!lua
+# With Redis full no new interactions are stored, but what users say of those that are is: it is little beside them, and said once.
+APPEND = """#!lua flags=allow-oom
 local log, state, due, optimize, long, users, idem, interaction = unpack(KEYS)
 local revision, event, fold, state_ttl, member, user, at, optimize_at, most, receipt, idem_ttl, snapshot = unpack(ARGV)
 if receipt ~= '' then
@@ -38,6 +42,12 @@ if redis.call('XLEN', log) > tonumber(most) then redis.call('ZADD', long, 'NX', 
 redis.call('ZADD', users, at, user)
 if receipt ~= '' then redis.call('SET', idem, receipt, 'EX', idem_ttl) end
 return {'ok'}
+"""
+
+# Keeps the answer to an idempotency key, as APPEND does.
+REMEMBER = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
+return 1
 """
 
 # Caches a fold that was rebuilt from the log, unless a newer one is there by now.
@@ -78,6 +88,8 @@ class UserStore:
         self._log_most_events = log_most_events
         self._logs = Logs(connection)
         self._states = States()
+        self.on_rebuild: Callable[[float], None] = lambda seconds: None
+        """Told how long each fold of a whole log took."""
 
     async def chat_state(self, *, tenant: str, user: str) -> ChatState:
         """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
@@ -114,10 +126,14 @@ class UserStore:
         if not has_log:
             return FastWeights()
         # Some tenths of a second for thousands of events: other users' chats go on meanwhile.
-        rebuilt = await asyncio.to_thread((await self._logs.read(keys)).fold)
-        await self._redis.script(
-            CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
-        )
+        history, started = await self._logs.read(keys), time.perf_counter()
+        rebuilt = await asyncio.to_thread(history.fold)
+        self.on_rebuild(time.perf_counter() - started)
+        # A full Redis can't cache it; then it is folded again next time.
+        with suppress(StoreUnavailable):
+            await self._redis.script(
+                CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
+            )
         return rebuilt
 
     async def record(self, interaction: Interaction, *, retention_seconds: int) -> None:
@@ -219,7 +235,7 @@ class UserStore:
     async def remember(self, *, tenant: str, user: str, idempotency_key: str, receipt: bytes, seconds: int) -> None:
         """Keep the answer to a feedback that changed nothing, so that its key can't be used with another body."""
         key = UserKeys(tenant=tenant, user=user).idempotency(idempotency_key)
-        await self._redis.call("SET", key, receipt, "EX", seconds, "NX")
+        await self._redis.script(REMEMBER, [key], receipt, seconds)
 
     async def log(self, *, tenant: str, user: str, after: int = 0) -> UserHistory:
         """The user's log past revision `after`, or past the archived events where those reach further."""

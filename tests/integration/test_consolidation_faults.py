@@ -140,7 +140,7 @@ class DyingMembers(MemberStore):
 class DyingEngine(VllmEngine):
     """Dies when it is asked to try a new version."""
 
-    async def complete(self, body: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+    async def complete(self, body: dict[str, Any], *, request_id: str, affinity: str = "") -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 

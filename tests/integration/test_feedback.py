@@ -305,16 +305,18 @@ async def test_without_redis_chat_is_unpersonalized_and_feedback_is_refused(
             own_server.stop()
 
 
-async def test_a_full_redis_refuses_feedback_and_loses_none(settings: Settings, own_server: ValkeyServer) -> None:
+async def test_a_redis_that_may_not_write_refuses_feedback_and_loses_none(
+    settings: Settings, own_server: ValkeyServer
+) -> None:
     headers = {"Authorization": f"Bearer {CLIENT_KEY}", "X-User-ID": "alice"}
     own_url = f"redis://127.0.0.1:{own_server.port}/0"
     mine = settings.model_copy(update={"redis_url": own_url})
     async with gateway_process(mine, KEYS) as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
         interaction = await chat(client)
         with Redis.from_url(own_url) as redis:
-            redis.config_set("maxmemory", 1)
+            redis.config_set("min-replicas-to-write", 1)
             refused = await give(client, interaction, comment="Be brief.")
-            redis.config_set("maxmemory", 0)
+            redis.config_set("min-replicas-to-write", 0)
         accepted = await give(client, interaction, comment="Be brief.")
     own_server.stop()
     assert (refused.status_code, accepted.json()["context_revision"]) == (503, 1)

@@ -49,7 +49,7 @@ def optimizing(store: Store, settings: Settings, scorer: PlantedScorer, **change
 
 
 async def counted(store: Store) -> dict[tuple[str, str], int]:
-    return await store.optimizations.counted()
+    return await store.counts.read()
 
 
 async def test_the_result_is_an_event_that_the_fold_serves_from(store: Store, settings: Settings) -> None:

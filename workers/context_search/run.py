@@ -75,7 +75,7 @@ class Optimizing:
         try:
             outcome = await self._search(tenant=tenant, user=user, deadline=time.monotonic() + limit)
         except (EngineUnavailable, UpstreamRejected, ContextLengthExceeded) as error:
-            log.warning("the contexts of %s stay as they are, vLLM can't score: %s", user, error.message)
+            log.warning("the contexts of %s stay as they are, vLLM can't score: %s", user, error)
             away = isinstance(error, EngineUnavailable)
             wait = AWAY_SECONDS if away else REFUSED_SECONDS
             await queue.ask_for(tenant=tenant, user=user, at=self._clock() + wait)
@@ -89,7 +89,7 @@ class Optimizing:
             outcome = "failed"
         finally:
             await queue.release(tenant=tenant, user=user, token=token)
-        await queue.count("optimize", outcome)
+        await self._store.counts.add("optimize", outcome)
         return outcome
 
     async def _search(self, *, tenant: str, user: str, deadline: float) -> Outcome:

@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from service.domain.affinity import affinity_of
 from service.domain.feedback import Message
 from service.domain.items import Guideline
 from service.embedding import Embedder
-from service.engine import MAX_SCORED_REPLIES, Candidates, Engine
+from service.engine import BACKGROUND_PRIORITY, MAX_SCORED_REPLIES, Candidates, Engine
 from service.errors import EmbedderUnavailable
 from service.settings import Settings
 from service.store import Store
@@ -32,11 +33,15 @@ class OnVllm:
 
     Args:
         cache_salt: keeps the user's texts apart from others' in the prefix cache.
+        affinity: of the user, whose replica has the user's adapter.
         neutralize: takes control tokens out of a reply.
     """
 
-    def __init__(self, engine: Engine, *, cache_salt: str, neutralize: Callable[[str], str]) -> None:
+    def __init__(
+        self, engine: Engine, *, cache_salt: str, neutralize: Callable[[str], str], affinity: str = ""
+    ) -> None:
         self._engine = engine
+        self._affinity = affinity
         self._salt = cache_salt
         self._neutralize = neutralize
 
@@ -55,6 +60,7 @@ class OnVllm:
                 model=model,
                 cache_salt=self._salt,
                 request_id=f"optimize-{uuid.uuid4().hex}",
+                affinity=self._affinity,
             )
             for (n, places, _), scored in zip(part, scores, strict=True):
                 for place, score in zip(places, scored, strict=True):
@@ -71,8 +77,11 @@ class OnVllm:
             "max_tokens": max_tokens,
             "temperature": 0,
             "cache_salt": self._salt,
+            "priority": BACKGROUND_PRIORITY,
         }
-        completion = await self._engine.complete(body, request_id=f"optimize-{uuid.uuid4().hex}")
+        completion = await self._engine.complete(
+            body, request_id=f"optimize-{uuid.uuid4().hex}", affinity=self._affinity
+        )
         return completion["choices"][0]["message"]["content"] or ""
 
 
@@ -86,7 +95,7 @@ def optimizing(
     """
 
     async def without(what: str) -> None:
-        await store.optimizations.count("optimize_without", what)
+        await store.counts.add("optimize_without", what)
 
     async def find_duplicates(guidelines: Sequence[Guideline]) -> Duplicates:
         if len(guidelines) < 2:
@@ -113,7 +122,12 @@ def optimizing(
         )
 
     def means(tenant: str, user: str, cancelled: Callable[[], bool]) -> Means:
-        on_vllm = OnVllm(engine, cache_salt=_salt(tenant, user), neutralize=tokens.neutralize)
+        on_vllm = OnVllm(
+            engine,
+            cache_salt=_salt(tenant, user),
+            neutralize=tokens.neutralize,
+            affinity=affinity_of(tenant=tenant, user=user),
+        )
         return Means(
             scorer=on_vllm,
             generator=on_vllm,

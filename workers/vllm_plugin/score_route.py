@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.renderers import TokenizeParams
 from vllm.utils import random_uuid
 
-from service.engine import MAX_SCORED_REPLIES
+from service.engine import BACKGROUND_PRIORITY, MAX_SCORED_REPLIES
 from workers.vllm_plugin.engine_runs import EngineRuns
 from workers.vllm_plugin.scoring import Seats, score_replies, together
 
@@ -38,7 +38,7 @@ class ScoreRequest(BaseModel):
     cache_salt: Annotated[str, Field(pattern=r"^[^@/\\\x00]{1,128}$")]
     """The user's, as in their chats: those have cached the context already."""
     items: list[Item] = Field(min_length=1)
-    priority: int = Field(10, ge=1)
+    priority: int = Field(BACKGROUND_PRIORITY, ge=1)
     """Later than what has a smaller one; chats have 0."""
 
     @model_validator(mode="after")
