@@ -42,7 +42,7 @@ class Stack:
             "DUE_FEEDBACKS": 100_000,
             # The training and its gate are the real ones, with fewer steps and anchors: the bound on KL is wider for that.
             "ANCHORS": 24,
-            "TRAIN_STEPS": 16,
+            "TRAIN_STEPS": 10,
             # A test that waits for the optimizer need not wait for a minute of silence first.
             "OPTIMIZE_SILENCE_SECONDS": 5,
         }

@@ -41,7 +41,7 @@ def test_corrections_are_learnt_within_the_budgets_as_plain_peft_measures_them(m
         data_dir=tmp_path,
         worker_device="cpu",
         anchors=12,
-        train_steps=10,
+        train_steps=6,
         user_min_feedbacks=12,
     )
     base = load_base(settings)
