@@ -2,10 +2,11 @@
 
     value = margin gain + TOKEN_NATS * tokens saved - BUDGET_NATS * (KL_text / budget_text + KL_chat / budget_chat)
 
-KL on chat anchors is the rise in cross-entropy on everybody's replies, a margin is the rise in log-likelihood of wanted over unwanted ones:
-both are nats per token of reply. At the default budget of 0.10 the rate below takes one for one: an adapter must move what it was asked
-to move by at least as much as it moves all else. It is stated in shares of the budget, because who sets a wider budget says that drift is
-cheaper to them; plain text, whose drift is forgetting, has the narrower budget and so the higher rate.
+All are nats per token of reply: a margin is the rise in log-likelihood of wanted over unwanted replies, KL on chat anchors the rise in
+cross-entropy on everybody's. Drift is priced in shares of the budgets, for who sets a wider one says that it is cheaper to them, and low:
+what is within a budget is what they have declared acceptable, so spending all of it costs what 150 tokens of context do. At a rate of one
+for one against the margin, the scale that was worth most was a quarter or half of what fits, and too small to carry a style without its
+exemplars (four users of `make bench-learning`).
 
 The margin grows about with the scale and KL with its square, so the last tenth of the scale costs most: where the value is nearly the same,
 the smaller scale wins.
@@ -13,10 +14,10 @@ the smaller scale wins.
 
 from service.domain.measures import Price
 
-# The whole of one budget. The default one for chat is 0.10 nats per token: one for one.
-BUDGET_NATS = 0.1
+# The whole of one budget.
+BUDGET_NATS = 0.03
 # A hundred tokens for what nobody could tell in a reply (2 % of likelihood per token, `handoff.COSTS_NOTHING_NATS`): a full context of 512
-# tokens is worth the whole chat budget, three short exemplars a fifth of it.
+# tokens is worth more than both budgets together, three short exemplars two thirds of one.
 TOKEN_NATS = 0.02 / 100
 # Below this a ratio says nothing.
 LEAST_GAIN_NATS = 1e-3

@@ -21,6 +21,7 @@ from workers.consolidation.lora import LoraStack, Shape
 from workers.consolidation.margins import Arm, measure, measure_rivals, rows_alone, rows_with
 from workers.consolidation.rows import Row
 from workers.consolidation.scoring import reply_logprobs
+from workers.consolidation.speaker import Speaker
 
 ROOMY = {"text": 50.0, "chat": 50.0}
 BUDGET_TOKENS = 500
@@ -168,10 +169,14 @@ def test_a_candidate_that_only_memorised_repetition_is_rejected(tiny_base, judge
     stuck = tuple(tiny_base.encode_reply("yes yes yes yes yes yes yes yes yes yes yes", ended=False))
     teach(tiny_base, judges, 1, [Row(p.alone.prompt, (stuck,)) for p in held], steps=60)
     candidates = [candidate(tmp_path / str(n), slot=n, heldout=held) for n in range(2)]
-    said = say(tiny_base, judges, candidates, anchors.of("chat", "judge"), left_out=[frozenset(), frozenset()])
-    untaught, repeats = (
-        generated(tiny_base, c, replies, would_serve=replies.left) for c, replies in zip(candidates, said, strict=True)
+    said = say(
+        Speaker(tiny_base, judges),
+        candidates,
+        anchors.of("chat", "judge"),
+        scales=[1.0, 1.0],
+        left_out=[frozenset(), frozenset()],
     )
+    untaught, repeats = (generated(tiny_base, c, replies) for c, replies in zip(candidates, said, strict=True))
     assert (untaught.repetition, untaught.tokens, untaught.loops) == (
         untaught.base_repetition,
         untaught.base_tokens,
@@ -195,8 +200,9 @@ def test_norms_are_held_up_to_replies_as_they_are_served_now_and_as_they_would_b
 
     random_adapter(judges, 1, size=0.3)
     normed = candidate(tmp_path / "a", slot=1, heldout=held, context=own(log), adherence=adherence)
-    [replies] = say(tiny_base, judges, [normed], anchors.of("chat", "judge"), left_out=[frozenset()])
-    said = generated(tiny_base, normed, replies, would_serve=replies.left)
+    speaker = Speaker(tiny_base, judges)
+    [replies] = say(speaker, [normed], anchors.of("chat", "judge"), scales=[1.0], left_out=[frozenset()])
+    said = generated(tiny_base, normed, replies)
     assert (said.adherence_before, said.adherence) == (pytest.approx(0.25), pytest.approx(0.65))
     asked = [p.example.messages[-1].content for p in held[-4:]]
     assert [prompt for prompt, _ in seen] == asked + asked
@@ -264,28 +270,43 @@ def test_the_frontiers_kl_grows_with_the_scale_and_the_chosen_scale_is_on_it(
         assert torch.equal(judges.weights_U_N[3], judges.weights_U_N[c.slot])
 
 
-def test_the_context_stays_where_replies_without_what_likelihood_would_absorb_lose_the_users_style(
+def test_items_leave_the_context_only_at_a_scale_at_which_replies_keep_the_users_style(
     tiny_base, trained, judges, anchors, held, log, tmp_path
 ):
     def judgement(style):
         c = candidate(tmp_path / "a", heldout=held, context=own(log), budgets=ROOMY, style=style)
         return judged(tiny_base, trained, judges, anchors, [c])[1][0]
 
-    asked = []
+    def styled(*means):
+        """A style by which rounds of four replies have these means, the last one from there on."""
+        asked = []
 
-    def lost(prompt, reply, wanted):
-        """The first four replies are those with the whole context."""
-        asked.append((prompt, wanted))
-        return float(len(asked) <= 4)
+        def near(prompt, reply, wanted):
+            asked.append((prompt, wanted))
+            return means[min((len(asked) - 1) // 4, len(means) - 1)]
 
-    by_likelihood, by_replies = judgement(None), judgement(lost)
+        return near, asked
+
+    by_likelihood = judgement(None)
     assert by_likelihood.absorbed
     assert by_likelihood.generated.style is None
-    assert by_replies.absorbed == ()
-    assert not any(item.absorbed for item in by_replies.handed)
-    assert by_replies.context_tokens_after == by_replies.context_tokens_before
-    assert "replies without them would be less as the user wants" in by_replies.notes[0]
+
+    kept, asked = styled(1.0, 0.96)
+    as_good = judgement(kept)
+    assert (as_good.absorbed, as_good.scale) == (by_likelihood.absorbed, by_likelihood.scale)
     assert asked[:4] == [(p.example.asked, p.example.reply) for p in held[-4:]]
+
+    elsewhere, _ = styled(1.0, 0.9, 1.0)
+    at_another = judgement(elsewhere)
+    assert at_another.absorbed == by_likelihood.absorbed
+    assert at_another.scale != by_likelihood.scale
+
+    lost, _ = styled(1.0, 0.9)
+    nowhere = judgement(lost)
+    assert nowhere.absorbed == ()
+    assert not any(item.absorbed for item in nowhere.handed)
+    assert nowhere.context_tokens_after == nowhere.context_tokens_before
+    assert "replies would be less as the user wants" in nowhere.notes[0]
 
 
 def test_where_no_scale_fits_the_judgement_is_of_the_base_and_says_so(

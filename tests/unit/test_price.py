@@ -5,22 +5,21 @@ import pytest
 from service.domain.price import price, value_nats
 
 
-def test_at_the_default_chat_budget_a_nat_of_drift_costs_a_nat_of_margin() -> None:
-    # 0.05 of a budget of 0.10.
-    assert value_nats(margin_gain_nats=0.05, tokens_saved=0, text_share=0.0, chat_share=0.5) == pytest.approx(0.0)
+def test_half_of_a_budget_costs_what_75_tokens_of_context_do() -> None:
+    assert value_nats(margin_gain_nats=0.0, tokens_saved=75, text_share=0.0, chat_share=0.5) == pytest.approx(0.0)
 
 
-def test_a_full_context_is_worth_the_whole_chat_budget() -> None:
-    worth = value_nats(margin_gain_nats=0.0, tokens_saved=512, text_share=0.0, chat_share=1.0)
-    assert worth == pytest.approx(0.0024)
+def test_a_full_context_is_worth_more_than_both_budgets() -> None:
+    worth = value_nats(margin_gain_nats=0.0, tokens_saved=512, text_share=1.0, chat_share=1.0)
+    assert worth == pytest.approx(0.0424)
 
 
 def test_for_nearly_the_same_gain_the_smaller_scale_is_worth_more() -> None:
     # KL grows with the square of the scale.
     whole = value_nats(margin_gain_nats=0.30, tokens_saved=0, text_share=0.9, chat_share=0.9)
-    half = value_nats(margin_gain_nats=0.25, tokens_saved=0, text_share=0.225, chat_share=0.225)
+    half = value_nats(margin_gain_nats=0.27, tokens_saved=0, text_share=0.225, chat_share=0.225)
     assert half > whole
-    assert value_nats(margin_gain_nats=0.10, tokens_saved=0, text_share=0.225, chat_share=0.225) < whole
+    assert value_nats(margin_gain_nats=0.25, tokens_saved=0, text_share=0.225, chat_share=0.225) < whole
 
 
 def test_the_price_of_each_gain_is_what_it_cost_in_chat_drift() -> None:

@@ -7,7 +7,7 @@ measure (arXiv 2605.12484).
 Letters: N reply tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +22,11 @@ from workers.consolidation.margins import mean, rows_with
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row, batches, pack
 from workers.consolidation.sampling import sample
+from workers.consolidation.speaker import REPLY_TOKENS, Case, Speaker, Tokens
 
 # The newest held-out prompts, and chat anchors from all over the list. Generating takes a pass a token, so there are few of each.
 HELDOUT_PROMPTS = 4
 ANCHOR_PROMPTS = 6
-# Enough to see a style, a loop, and whether a short reply ends.
-REPLY_TOKENS = 48
-# Of all rows that are generated at once, with padding: their KV cache is 45 kB a token for the default model.
-GENERATE_TOKENS = 8192
 SEED = 30
 
 # A phrase this long that was there before counts as repetition.
@@ -39,62 +36,64 @@ LOOP_PERIOD = 12
 LOOP_TIMES = 3
 LOOP_TOKENS = 12
 
-Tokens = tuple[int, ...]
-Case = tuple[Tokens, int | None]
-"""A prompt, and the slot of what replies (None: the base)."""
-
 
 @dataclass(frozen=True)
 class Replies:
-    """What is said of one candidate, without ends of turn."""
+    """What is said of one candidate."""
 
     base: list[Tokens]
     """By the base to the newest held-out prompts, then to general ones, without a context."""
     candidate: list[Tokens]
     now: list[Tokens]
     """To the newest held-out prompts as they are served now; none where neither norms nor a user's style judge them."""
-    whole: list[Tokens]
-    """By the candidate with the whole context."""
-    left: list[Tokens]
-    """With what absorption leaves of it."""
+    then: list[Tokens]
+    """As they would be served."""
     reverse_kl_nats: float
 
 
 def say(
-    base: Base,
-    judges: LoraStack,
+    speaker: Speaker,
     candidates: Sequence[Candidate],
     anchors: Sequence[Anchor],
     *,
+    scales: Sequence[float],
     left_out: Sequence[frozenset[str]],
 ) -> list[Replies]:
-    """For each candidate greedy replies beside the base's, all scopes side by side; a case that several arms have in common is said once.
+    """For each candidate greedy replies beside the base's, all scopes side by side.
 
     Args:
         anchors: chat anchors that judge.
+        scales: of what the candidates' slots hold.
         left_out: for each candidate the context items that it has absorbed.
     """
     general = [anchor.row.prompt for anchor in anchors[:: max(len(anchors) // ANCHOR_PROMPTS, 1)]][:ANCHOR_PROMPTS]
     arms: list[list[Case]] = []
-    for c, gone in zip(candidates, left_out, strict=True):
+    for c, scale, gone in zip(candidates, scales, left_out, strict=True):
         prompts = [*(p.alone.prompt for p in _newest(c)), *general]
-        arms += [[(prompt, None) for prompt in prompts], [(prompt, c.slot) for prompt in prompts]]
-        arms += _served(base, c, gone)
-    found = _greedy(base, judges, [case for arm in arms for case in arm])
-    reverse_kl = reverse_kl_nats(base, judges, general, slots=[c.slot for c in candidates])
-    end = base.tokenizer.eos_token_id
-    said = iter([[_said(found[case], end) for case in arm] for arm in arms])
+        arms += [[Case(prompt) for prompt in prompts], [Case(prompt, c.slot, scale) for prompt in prompts]]
+        judged = c.adherence is not None or c.style is not None
+        arms += [served_now(speaker.base, c), served_then(speaker.base, c, scale, gone)] if judged else [[], []]
+    said = iter(speaker.replies(arms))
+    reverse_kl = reverse_kl_nats(speaker.base, speaker.judges, general, slots=[c.slot for c in candidates])
     return [
-        Replies(
-            base=next(said),
-            candidate=next(said),
-            now=next(said),
-            whole=next(said),
-            left=next(said),
-            reverse_kl_nats=nats,
-        )
+        Replies(base=next(said), candidate=next(said), now=next(said), then=next(said), reverse_kl_nats=nats)
         for nats in reverse_kl
     ]
+
+
+def served_now(base: Base, candidate: Candidate) -> list[Case]:
+    """The newest held-out prompts as they are served now."""
+    absorbed = candidate.context.absorbed if candidate.context else frozenset()
+    return _served(base, candidate, absorbed, candidate.serving, 1.0)
+
+
+def served_then(base: Base, candidate: Candidate, scale: float, left_out: frozenset[str]) -> list[Case]:
+    """The same prompts by the candidate at a scale, with the context without these items."""
+    return _served(base, candidate, left_out, candidate.slot, scale)
+
+
+def _served(base: Base, candidate: Candidate, gone: frozenset[str], slot: int | None, scale: float) -> list[Case]:
+    return [Case(row.prompt, slot, scale) for row in rows_with(base, candidate, gone)[-HELDOUT_PROMPTS:]]
 
 
 def repetition(tokens: Sequence[int]) -> float:
@@ -133,41 +132,12 @@ def reverse_kl_nats(base: Base, judges: LoraStack, prompts: Sequence[Tokens], *,
     return [mean(kl[n * len(prompts) : (n + 1) * len(prompts)]) for n in range(len(slots))]
 
 
-def _greedy(base: Base, judges: LoraStack, cases: Iterable[Case]) -> dict[Case, Tokens]:
-    """The likeliest reply of each case, each generated once."""
-    found: dict[Case, Tokens] = {}
-    distinct = list(dict.fromkeys(cases))
-    for some in ([c for c in distinct if c[1] is None], [c for c in distinct if c[1] is not None]):
-        lengths = [len(prompt) + REPLY_TOKENS for prompt, _ in some]
-        for batch in batches(some, lengths, max_tokens=GENERATE_TOKENS):
-            slots = [slot for i in batch if (slot := some[i][1]) is not None]
-            with judges.on(slots or None):
-                replies = sample(base, [some[i][0] for i in batch], max_new_tokens=REPLY_TOKENS)
-            found.update(zip((some[i] for i in batch), replies, strict=True))
-    return found
-
-
 def _newest(candidate: Candidate) -> list[Prepared]:
     return candidate.heldout[-HELDOUT_PROMPTS:]
 
 
-def _served(base: Base, candidate: Candidate, left_out: frozenset[str]) -> list[list[Case]]:
-    """The newest held-out prompts as they are served now, by the candidate with the whole context, and with what is left of it."""
-    if candidate.adherence is None and candidate.style is None:
-        return [[], [], []]
-    now = candidate.context.absorbed if candidate.context else frozenset()
-    return [
-        [(row.prompt, slot) for row in rows_with(base, candidate, gone)[-HELDOUT_PROMPTS:]]
-        for gone, slot in ((now, candidate.serving), (frozenset[str](), candidate.slot), (left_out, candidate.slot))
-    ]
-
-
-def report(base: Base, candidate: Candidate, said: Replies, *, would_serve: Sequence[Tokens]) -> Generated:
-    """What the replies show.
-
-    Args:
-        would_serve: those of `said.whole` or `said.left`.
-    """
+def report(base: Base, candidate: Candidate, said: Replies) -> Generated:
+    """What the replies show."""
     wanted = [min(len(p.alone.replies[0]), REPLY_TOKENS) for p in _newest(candidate) if _is_wanted(p)]
     return Generated(
         prompts=len(said.base),
@@ -180,9 +150,9 @@ def report(base: Base, candidate: Candidate, said: Replies, *, would_serve: Sequ
         wanted_tokens=mean(wanted) if wanted else None,
         reverse_kl_nats=said.reverse_kl_nats,
         adherence_before=_adherence(base, candidate, said.now),
-        adherence=_adherence(base, candidate, would_serve),
+        adherence=_adherence(base, candidate, said.then),
         style_before=style(base, candidate, said.now),
-        style=style(base, candidate, would_serve),
+        style=style(base, candidate, said.then),
     )
 
 
@@ -200,11 +170,6 @@ def style(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float 
 
 def _is_wanted(prepared: Prepared) -> bool:
     return prepared.example.rejected is not None or prepared.example.rating > 0
-
-
-def _said(tokens: Tokens, end: int) -> Tokens:
-    """Without the end of turn."""
-    return tokens[:-1] if tokens and tokens[-1] == end else tokens
 
 
 def _adherence(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float | None:

@@ -3,12 +3,13 @@
     rivals      held-out margins of the base, the version in use, the pooled one, and what serves now
     hand-off    which context items the candidate makes unnecessary
     frontier    margins and KL at quarters of the scale that fits; the scale of the highest value is the candidate's
-    the chosen  general ability, the price, generated replies: if these lose the user's style to the hand-off, the context stays
+    style       whether replies keep the user's style without the items handed off; if not, at another scale, or the context stays
+    the chosen  general ability, generated replies, the price
 
 Nothing here decides; `service.domain.policy.decide` does, by the report that these figures go into.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,14 +21,16 @@ from workers.consolidation.anchors import Anchors
 from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate
 from workers.consolidation.gate import Measured, Meter
-from workers.consolidation.generated import Replies, report, say, style
+from workers.consolidation.generated import report, say, served_now, served_then, style
 from workers.consolidation.handoff import COSTS_NOTHING_NATS, HandOff, context_tokens, hand_off
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.margins import Arm, Rivals, compare, mean, measure, measure_rivals, rows_alone, rows_with
+from workers.consolidation.rounds import in_rounds
+from workers.consolidation.speaker import Speaker
 
 # Of the largest scale that fits the budgets; each costs a pass over anchors and held-out examples.
 SMALLER = (0.75, 0.5, 0.25)
-# Of [0, 1]: what replies may lose in style to what absorption saves.
+# Of [0, 1]: what replies may lose in style, against what serves now, to what absorption saves.
 LOST_STYLE = 0.05
 
 
@@ -124,15 +127,15 @@ def judge(
         [_choices(base, c, r, h, point) for point in scales]
         for c, r, h, scales in zip(candidates, rivals, handed, points, strict=True)
     ]
-    chosen = [max((choice for of_scale in own for choice in of_scale), key=lambda c: c.value_nats) for own in options]
+    speaker = Speaker(base, judges)
+    chosen = _in_style(speaker, candidates, options, handed, meter=meter, on_pass=on_pass)
     meter.measure({n: choice.point.measured.scale for n, choice in enumerate(chosen)})
     gone = [h.absorbed if choice.hands_off else frozenset() for h, choice in zip(handed, chosen, strict=True)]
     on_pass()
     abilities = measure_ability(base, judges, [c.slot for c in candidates])
     on_pass()
-    said = say(base, judges, candidates, anchors.of("chat", "judge"), left_out=gone)
-    wished, chosen = chosen, [_in_style(base, *of) for of in zip(candidates, chosen, options, said, strict=True)]
-    gone = [h.absorbed if choice.hands_off else frozenset() for h, choice in zip(handed, chosen, strict=True)]
+    scales = [choice.point.measured.scale for choice in chosen]
+    said = say(speaker, candidates, anchors.of("chat", "judge"), scales=scales, left_out=gone)
     return [
         Judgement(
             scale=choice.point.measured.scale,
@@ -148,10 +151,8 @@ def judge(
             context_tokens_after=choice.tokens,
             price=choice.price,
             ability=abilities[n],
-            generated=report(
-                base, candidates[n], said[n], would_serve=said[n].left if choice.hands_off else said[n].whole
-            ),
-            notes=_notes(choice, fitted[n], still_needed=wished[n].hands_off and not choice.hands_off),
+            generated=report(base, candidates[n], said[n]),
+            notes=_notes(choice, options[n], fitted[n]),
             sha256=choice.point.measured.sha256,
         )
         for n, choice in enumerate(chosen)
@@ -217,13 +218,48 @@ def _choices(base: Base, c: Candidate, rivals: Rivals, handed: HandOff, point: P
     return [keeps, choice(point.left, gone, hands_off=True)]
 
 
-def _in_style(base: Base, c: Candidate, choice: Choice, options: Sequence[Sequence[Choice]], said: Replies) -> Choice:
-    """The choice, or at its scale the one that keeps the whole context, if replies show that it is still needed: likelihood sees style
-    only roughly."""
-    whole, left = style(base, c, said.whole), style(base, c, said.left)
-    if not choice.hands_off or whole is None or left is None or left >= whole - LOST_STYLE:
-        return choice
-    return next(keeps for keeps, *_ in options if keeps.point is choice.point)
+def _in_style(
+    speaker: Speaker,
+    candidates: Sequence[Candidate],
+    options: Sequence[Sequence[Sequence[Choice]]],
+    handed: Sequence[HandOff],
+    *,
+    meter: Meter,
+    on_pass: Callable[[], None],
+) -> list[Choice]:
+    """Each candidate's choice of the highest value, of those that hand off only where replies keep the user's style.
+
+    Likelihood sees a style only roughly: left to it, items would leave the context at scales at which nobody could tell that the adapter
+    has learnt what they say.
+    """
+    base = speaker.base
+    asks = [
+        c.style is not None and any(o.hands_off for of in own for o in of)
+        for c, own in zip(candidates, options, strict=True)
+    ]
+    now = speaker.replies([served_now(base, c) if ask else [] for c, ask in zip(candidates, asks, strict=True)])
+    least = [style(base, c, said) if ask else None for c, said, ask in zip(candidates, now, asks, strict=True)]
+
+    def answered(questions: dict[int, Choice]) -> dict[int, float | None]:
+        on_pass()
+        scales = {n: choice.point.measured.scale for n, choice in questions.items()}
+        meter.measure(scales)
+        said = speaker.replies([served_then(base, candidates[n], scales[n], handed[n].absorbed) for n in questions])
+        return {n: style(base, candidates[n], replies) for n, replies in zip(questions, said, strict=True)}
+
+    return in_rounds([_search(own, enough) for own, enough in zip(options, least, strict=True)], answered)
+
+
+def _search(options: Sequence[Sequence[Choice]], now: float | None) -> Generator[Choice, float | None, Choice]:
+    """One candidate's: asks how its replies would be in style, where `now` they are."""
+    ranked = sorted((choice for of_scale in options for choice in of_scale), key=lambda choice: -choice.value_nats)
+    for choice in ranked:
+        if not choice.hands_off or now is None:
+            return choice
+        found = yield choice
+        if found is None or found >= now - LOST_STYLE:
+            return choice
+    raise AssertionError("to keep the whole context is always a choice")
 
 
 def _frontier_point(of_scale: Sequence[Choice]) -> FrontierPoint:
@@ -239,11 +275,11 @@ def _frontier_point(of_scale: Sequence[Choice]) -> FrontierPoint:
     )
 
 
-def _notes(choice: Choice, fitted: Measured, *, still_needed: bool) -> tuple[str, ...]:
+def _notes(choice: Choice, options: Sequence[Sequence[Choice]], fitted: Measured) -> tuple[str, ...]:
     notes = []
-    if still_needed:
+    if any(other.value_nats > choice.value_nats for of_scale in options for other in of_scale):
         notes.append(
-            "by likelihood context items could go, but replies without them would be less as the user wants: all stay"
+            "by likelihood more could leave the context, or at a smaller scale, but replies would be less as the user wants"
         )
     scale, examples = choice.point.measured.scale, len(choice.point.alone)
     if examples < FEW_EXAMPLES:
