@@ -60,10 +60,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP) model
-	$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest tests --ignore=tests/e2e --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=8
 
 e2e: $(STAMP) model
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest tests/e2e --durations=8
 
 lock: $(STAMP)
 	$(BIN)/python deploy/lock.py --fallback-index-url $(TORCH_INDEX)

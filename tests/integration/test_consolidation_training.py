@@ -42,6 +42,7 @@ def test_corrections_are_learnt_within_the_budgets_as_plain_peft_measures_them(m
         worker_device="cpu",
         anchors=12,
         train_steps=6,
+        context_budget_tokens=160,
         user_min_feedbacks=12,
     )
     base = load_base(settings)
