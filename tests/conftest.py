@@ -25,6 +25,7 @@ from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
 from service.tracing import Tracing
 from tests.fakes import FakeVllm, RecordedJobs
+from tests.gateway import free_port
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests side by side use the cores already; torch is imported later, here and in the processes that tests start.
@@ -113,7 +114,9 @@ def model_path() -> Path:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server with an append-only file, for the whole run."""
     folder = tmp_path_factory.mktemp("valkey")
-    server = ValkeyServer(data_dir=folder, persist=True, config={"appendonly": "yes", "appendfsync": "everysec"})
+    config = {"appendonly": "yes", "appendfsync": "everysec"}
+    # Its own choice of a port is the same in all workers of a run side by side.
+    server = ValkeyServer(port=free_port(), data_dir=folder, persist=True, config=config)
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()
@@ -149,6 +152,8 @@ def settings(redis_url: str, vllm: FakeVllm, tmp_path: Path, model_path: Path) -
     return Settings(
         _env_file=None,
         redis_url=redis_url,
+        # On cores that other tests use too, a second is soon over.
+        redis_timeout_seconds=5.0,
         vllm_url=vllm.url,
         vllm_api_key="vllm-key",
         data_dir=tmp_path,

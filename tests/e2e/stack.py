@@ -41,10 +41,8 @@ class Stack:
             # The test starts consolidations itself.
             "DUE_FEEDBACKS": 100_000,
             # The training and its gate are the real ones, with fewer steps and anchors: the bound on KL is wider for that.
-            "ANCHORS": 16,
+            "ANCHORS": 24,
             "TRAIN_STEPS": 10,
-            # Half of the default: chats and held-out examples are prefilled over and over on two cores.
-            "CONTEXT_BUDGET_TOKENS": 256,
             # A test that waits for the optimizer need not wait for a minute of silence first.
             "OPTIMIZE_SILENCE_SECONDS": 5,
         }

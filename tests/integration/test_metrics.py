@@ -17,6 +17,7 @@ from service.tokens import Tokens
 from tests.conftest import gateway_client
 from tests.factories import ALICE, give_feedback, rejected
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
+from tests.gateway import free_port
 from tests.jobs import Trainer, active, opened, run, user
 from workers.sweep import sweep
 
@@ -129,7 +130,8 @@ async def test_what_waits_for_workers_is_counted_with_its_age(
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(data_dir=tmp_path, persist=True, config={"appendonly": "yes", "maxmemory": "64mb"})
+    config = {"appendonly": "yes", "maxmemory": "64mb"}
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path, persist=True, config=config)
     server.start()
     yield server
     if server.is_running():
