@@ -149,6 +149,7 @@ async def test_a_consolidation_has_a_span_for_each_stage_of_each_job(
     assert vllm.headers[-1]["traceparent"].split("-")[2] == collector.named("vllm").span_id
 
 
+@pytest.mark.timeout(300)
 async def test_the_trace_and_the_request_go_on_in_a_workers_process(
     traced: Settings, collector: Collector, tmp_path: Path
 ) -> None:
@@ -178,7 +179,7 @@ async def test_the_trace_and_the_request_go_on_in_a_workers_process(
         return "optimize_context" in log.read_text() and "succeeded" in log.read_text()
 
     try:
-        await until(done, seconds=60, what="the task")
+        await until(done, seconds=200, what="the task")
     finally:
         worker.terminate()
         await asyncio.wait_for(worker.wait(), 30)
