@@ -35,7 +35,7 @@ class Load:
     """FASTSLOW_INTERACTION_RETENTION_SECONDS, by default."""
     with_adapter: float = 0.1
     """Share of the users who have an adapter of their own."""
-    # -- measured (docs/benchmarks.md, "Results") --
+    # -- measured (docs/benchmarks.md, "Figures") --
     gateway_chats: float = 1160
     """Chats a second of one gateway process on one core: the run on the quiet machine."""
     gateway_feedbacks: float = 806

@@ -137,9 +137,7 @@ def judge(answer: str, *, source: Any, entry: dict[str, Any]) -> Verdict:
     try:
         reward = min(1.0, max(0.0, float(source.score_answer(answer or None, entry))))
     except Exception as error:  # A scorer that expects a certain form may raise anything at another one.
-        log.info(
-            "the scorer of %s took '%.80s' for no answer: %r", entry["metadata"].get("source_dataset"), answer, error
-        )
+        log.info("the scorer of %s took an answer for none: %r", entry["metadata"].get("source_dataset"), error)
         reward = 0.0
     if reward == 1.0:
         return Verdict(reward=1.0, feedback=f"Right: {answer}.")

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import pytest
@@ -33,6 +34,21 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.printed.append(self.format(record))
+
+
+@contextmanager
+def named(error: type[Exception], *, by: str, at: str) -> Iterator[None]:
+    """What that logger prints meanwhile is one line, which has these words and names the error, but holds none of its words."""
+    lines, found = Lines(), logging.getLogger(by)
+    found.addHandler(lines)
+    try:
+        yield
+    finally:
+        found.removeHandler(lines)
+    [line] = lines.printed
+    assert at in line
+    assert error.__name__ in line
+    assert "Egbert" not in line
 
 
 def logger(lines: Lines) -> logging.Logger:
@@ -107,40 +123,23 @@ def test_an_error_of_our_own_words_is_told_whole() -> None:
 
 
 def test_a_task_of_celery_that_fails_is_logged_without_its_errors_words() -> None:
-    lines, trace = Lines(), logging.getLogger("celery.app.trace")
     app = Celery("failing")
 
     @app.task(name="learn")
     def learn() -> None:
         raise ValueError(SAID)
 
-    trace.addHandler(lines)
-    try:
+    with named(ValueError, by="celery.app.trace", at="Task learn"):
         assert isinstance(learn.apply().result, ValueError)
-    finally:
-        trace.removeHandler(lines)
-    [line] = lines.printed
-    assert "Task learn" in line
-    assert "ValueError" in line
-    assert "Egbert" not in line
 
 
 async def test_a_background_task_that_fails_unseen_is_logged_without_its_errors_words() -> None:
-    lines, found = Lines(), logging.getLogger("asyncio")
-
     async def fail() -> None:
         raise ValueError(SAID)
 
-    found.addHandler(lines)
-    try:
+    with named(ValueError, by="asyncio", at="Task exception was never retrieved"):
         await asyncio.wait({asyncio.create_task(fail())})
         gc.collect()
-    finally:
-        found.removeHandler(lines)
-    [line] = lines.printed
-    assert "Task exception was never retrieved" in line
-    assert "ValueError" in line
-    assert "Egbert" not in line
 
 
 def test_texts_are_shown_to_whoever_asks_for_them() -> None:

@@ -1,6 +1,6 @@
 """The frozen base model, loaded once per worker process: tokens in, hidden states out.
 
-While a consolidation runs, LoRA layers are put into this very model (`adapters.py`), so what is computed here is computed with the
+While a consolidation runs, LoRA layers are put into this very model (`lora.py`), so what is computed here is computed with the
 adapter that is switched on at the time.
 """
 
