@@ -19,6 +19,7 @@ from tests.gateway import free_port
 
 READY_SECONDS = 420
 STOP_SECONDS = 120
+ANCHORS = 24
 MODEL = "smollm2-135m-instruct"
 
 
@@ -27,6 +28,7 @@ class Stack:
 
     def __init__(self, folder: Path, model: Path, **changed: object) -> None:
         self.data_dir = folder / "data"
+        self.model = model
         self.output = folder / "up.log"
         self.url = f"http://127.0.0.1:{free_port()}"
         settings = {
@@ -41,7 +43,7 @@ class Stack:
             # The test starts consolidations itself.
             "DUE_FEEDBACKS": 100_000,
             # The training and its gate are the real ones, with fewer steps and anchors: the bound on KL is wider for that.
-            "ANCHORS": 24,
+            "ANCHORS": ANCHORS,
             "TRAIN_STEPS": 10,
             # A test that waits for the optimizer need not wait for a minute of silence first.
             "OPTIMIZE_SILENCE_SECONDS": 5,

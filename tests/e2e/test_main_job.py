@@ -13,9 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.stack import Reply, Stack, User
+from service.settings import Settings
+from tests.e2e.stack import ANCHORS, Reply, Stack, User
 from tests.e2e.tour import LESSONS
 from tests.e2e.waiting import settled
+from tests.plain_divergence import kl_nats, load_plain
+from workers.consolidation.anchors import KINDS, load_anchors
+from workers.consolidation.base import load_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
@@ -41,6 +45,7 @@ def test_the_whole_loop(stack: Stack) -> None:
     with stack.admin() as admin:
         job = consolidate_while_the_worker_dies(stack, admin)
         version = check_promotion(admin, job)
+        check_divergence(stack, version)
 
         served = alice.ask(QUESTION)
         assert served.adapter == version["name"]
@@ -130,8 +135,24 @@ def check_promotion(admin: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
     for kl in (report["kl_text"], report["kl_chat"]):
         assert 0 < kl["upper95_nats"] <= kl["budget_nats"]
     assert report["margins"]["candidate"] > report["margins"]["base"]
+    assert 0 < report["peak_memory_bytes"] < 4e9
     version: dict[str, Any] = versions[0]
     return version
+
+
+def check_divergence(stack: Stack, version: dict[str, Any]) -> None:
+    """The published file is as far from the base as its report says, by plain libraries on the same judge anchors."""
+    settings = Settings(_env_file=None, model=str(stack.model), worker_device="cpu")
+    anchors = load_anchors(
+        load_base(settings), cache=stack.data_dir / "anchors", limit=ANCHORS, progress=lambda *_: None
+    )
+    plain = load_plain(stack.model)
+    adapted = load_plain(stack.model, stack.data_dir / "adapters" / version["name"])
+    for kind in KINDS:
+        told = version["report"][f"kl_{kind}"]
+        measured = [kl_nats(plain, adapted, anchor.row) for anchor in anchors.of(kind, "judge")]
+        assert sum(measured) / len(measured) == pytest.approx(told["mean_nats"], rel=0.01, abs=1e-5)
+        assert max(measured) == pytest.approx(told["worst_nats"], rel=0.01, abs=1e-5)
 
 
 def roll_back(admin: httpx.Client, version: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from service.settings import Settings
 BASE = "smollm2-135m-instruct"
 KEY = "a-key-of-the-tests"
 START_SECONDS = 240.0
+# In a batch; so few that a test can make others wait.
+SEQUENCES = 8
 
 
 class Replica:
@@ -44,6 +46,7 @@ class Replica:
             "vllm_adapters_in_batch": 2,
             # So few that a test can push an adapter out of memory.
             "vllm_adapters_in_memory": 2,
+            "vllm_max_sequences": SEQUENCES,
             "vllm_stop_seconds": 1,
         }
         environment = {f"FASTSLOW_{name.upper()}": str(value) for name, value in settings.items()}

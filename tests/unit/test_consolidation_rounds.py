@@ -9,15 +9,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from service.domain.feedback import BASE
 from service.domain.slow_weights import Scope
 from service.settings import Settings
 from tests.benchmarks.learning.prompts import load
 from tests.consolidation_data import CORRECTIONS, LENIENT, correction, user_log
+from tests.plain_divergence import kl_nats, load_plain
 from workers.consolidation.anchors import KINDS, load_anchors
 from workers.consolidation.base import Base
 from workers.consolidation.dataset import REPLAY_PER_NEW, Dataset, build
@@ -109,17 +107,7 @@ def ten(tiny_base: Base, tiny_model_path: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="module")
 def plain(tiny_model_path: Path):
     """The base model as anybody loads it, none of ours in it."""
-    return AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32).eval()
-
-
-def kl_nats(plain, adapted, row):
-    """KL(plain || adapted) of a prompt's completion, the mean over its tokens, in float64."""
-    ids = torch.tensor([row.prompt + row.replies[0]])
-    at = slice(len(row.prompt) - 1, ids.shape[1] - 1)
-    with torch.no_grad():
-        base_T_V = plain(input_ids=ids).logits[0, at].double().log_softmax(dim=1)
-        ours_T_V = adapted(input_ids=ids).logits[0, at].double().log_softmax(dim=1)
-    return float((base_T_V.exp() * (base_T_V - ours_T_V)).sum(dim=1).mean())
+    return load_plain(tiny_model_path)
 
 
 def test_no_published_file_of_ten_rounds_is_over_either_budget_from_the_base(ten, plain, tiny_base, tiny_model_path):
@@ -127,8 +115,7 @@ def test_no_published_file_of_ten_rounds_is_over_either_budget_from_the_base(ten
     assert len(ten.published) >= ROUNDS // 2
     for one in ten.published:
         version = one.outcome.version
-        fresh = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
-        adapted = PeftModel.from_pretrained(fresh, ten.settings.adapter_store_dir / version.name).eval()
+        adapted = load_plain(tiny_model_path, ten.settings.adapter_store_dir / version.name)
         for kind in KINDS:
             reported = version.report.kl_text if kind == "text" else version.report.kl_chat
             kl_A = [kl_nats(plain, adapted, anchor.row) for anchor in anchors.of(kind, "judge")]
