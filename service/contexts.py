@@ -1,12 +1,14 @@
 """Chooses the context of one chat: draws the population's member, keeps the budget, recalls exemplars for the prompt."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from service.domain.context import Context, choose, left_out
+from service.domain.context import Context, choose, instructions, left_out, turns
 from service.domain.events import Member
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message, last_user_text
@@ -15,6 +17,9 @@ from service.domain.population import draw, leading
 from service.recall import Recall
 from service.settings import Settings
 from service.tokens import Tokens
+
+# Some kilobytes each: of the users whose chats come again before these many others'.
+CACHED_CHOICES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,42 @@ class Wanted:
     priors: Sequence[Prior] = ()
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A context, and what a chat gets of it."""
+
+    context: Context
+    instructions: str
+    turns: tuple[dict[str, Any], ...]
+    """Messages as vLLM takes them."""
+
+
+NO_CONTEXT = Choice(Context(), "", ())
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What was chosen last, and for what."""
+
+    wanted: Wanted
+    member: Member | None
+    budget: int
+    choice: Choice
+    complete: bool
+    """Whether recall has nothing to add."""
+
+    def serves(self, wanted: Wanted, member: Member | None, budget: int) -> bool:
+        """The very same fast weights, not their like: to compare those would take as long as to choose."""
+        return (
+            self.wanted.state is wanted.state
+            and self.member is member
+            and self.budget == budget
+            and self.wanted.adapter == wanted.adapter
+            and self.wanted.absorbed == wanted.absorbed
+            and self.wanted.priors == wanted.priors
+        )
+
+
 class Contexts:
     """Contexts under the settings' budget.
 
@@ -41,13 +82,14 @@ class Contexts:
     def __init__(self, tokens: Tokens, settings: Settings, recall: Recall) -> None:
         self._tokens = tokens
         self._budget_tokens = settings.most_context_tokens
+        self._last: OrderedDict[tuple[str, str], _Standing] = OrderedDict()
         self.recall = recall
 
     def standing(self, wanted: Wanted) -> Context:
         """What a chat is served with that leaves room for all of it: by the best member, with nothing recalled."""
         return self._choose(wanted, leading(wanted.state, adapter=wanted.adapter), self._budget_tokens)
 
-    async def for_chat(self, wanted: Wanted, messages: Sequence[Message], *, room: int, seed: int | None) -> Context:
+    async def for_chat(self, wanted: Wanted, messages: Sequence[Message], *, room: int, seed: int | None) -> Choice:
         """The context of one chat.
 
         Args:
@@ -56,13 +98,26 @@ class Contexts:
         """
         member = draw(wanted.state, adapter=wanted.adapter, seed=request_seed(wanted, messages, seed))
         budget = min(self._budget_tokens, room)
-        context = self._choose(wanted, member, budget)
-        if not self._left_out(wanted, context, budget):
-            return context
+        found = self._without_recall(wanted, member, budget)
+        if found.complete:
+            return found.choice
         similarity = await self.recall.similarities(
             last_user_text(messages), by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user
         )
-        return self._choose(wanted, member, budget, similarity) if similarity else context
+        return chosen(self._choose(wanted, member, budget, similarity)) if similarity else found.choice
+
+    def _without_recall(self, wanted: Wanted, member: Member | None, budget: int) -> _Standing:
+        """As it was chosen for the user's last chat, where nothing that it depends on has changed."""
+        key = wanted.tenant, wanted.user
+        found = self._last.pop(key, None)
+        if found is None or not found.serves(wanted, member, budget):
+            context = self._choose(wanted, member, budget)
+            complete = not self._left_out(wanted, context, budget)
+            found = _Standing(wanted, member, budget, chosen(context), complete)
+        self._last[key] = found
+        if len(self._last) > CACHED_CHOICES:
+            self._last.popitem(last=False)
+        return found
 
     def prepare_recall(self, wanted: Wanted) -> None:
         """Begin to embed the exemplars of a user for whom not all of them fit; nobody waits for it."""
@@ -85,6 +140,12 @@ class Contexts:
             similarity=similarity,
             priors=wanted.priors,
         )
+
+
+def chosen(context: Context) -> Choice:
+    """A context as messages."""
+    shown = tuple(message.model_dump(exclude_none=True) for message in turns(context))
+    return Choice(context, instructions(context), shown)
 
 
 def request_seed(wanted: Wanted, messages: Sequence[Message], seed: int | None) -> bytes:

@@ -1,4 +1,4 @@
-"""The client of vLLM: one pooled aiohttp session, vLLM's errors turned into ours, generation aborted when the caller goes away.
+"""The client of vLLM: kept connections, vLLM's errors turned into ours, generation aborted when the caller goes away.
 
 Of several replicas a request goes to its user's (`service/replicas.py`), and once to another where that fails before a reply has begun.
 """
@@ -11,19 +11,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import aiohttp
 import orjson
 
 from service.domain.feedback import Message
 from service.errors import EngineUnavailable, UpstreamRejected
 from service.replicas import BUSY_SECONDS, Replica, Replicas
-from service.replies import begun, refusal, transport_errors, whole
+from service.replies import away, begun, refusal, whole
 from service.settings import Settings
 from service.tracing import span
+from service.upstream import Limits, Reply, Upstream
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Begin = Callable[[aiohttp.ClientResponse], Awaitable[T]]
+Begin = Callable[[Reply], Awaitable[T]]
 """Reads the first part of a reply."""
 
 CHAT_PATH = "/v1/chat/completions"
@@ -37,6 +37,7 @@ BACKGROUND_PRIORITY = 10
 TRIES = 2
 # vLLM's server closes a connection that was idle for five seconds; a request that meets that would fail.
 IDLE_SECONDS = 4.0
+HEALTH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class Engine(Protocol):
 
     def stream(
         self, body: dict[str, Any], *, request_id: str, affinity: str = ""
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """A streamed one, entered when it has begun: server-sent events without their blank lines, `data: [DONE]` last.
+    ) -> AbstractAsyncContextManager[AsyncIterator[list[bytes]]]:
+        """A streamed one, entered when it has begun: server-sent events without their blank lines, as many at a time as have come,
+        `data: [DONE]` last.
 
         Leaving early aborts it.
         """
@@ -119,26 +121,16 @@ class VllmEngine:
 
     def __init__(self, settings: Settings) -> None:
         key = settings.vllm_api_key.get_secret_value()
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._settings = settings
-        self._session: aiohttp.ClientSession | None = None
+        limits = Limits(
+            connect=settings.upstream_connect_seconds,
+            read=settings.upstream_timeout_seconds,
+            total=settings.upstream_total_seconds,
+            idle=IDLE_SECONDS,
+        )
+        self._upstream = Upstream(limits, headers=headers, connections=settings.upstream_connections)
         self.replicas = Replicas(settings.request_urls, settings)
-
-    def _http(self) -> aiohttp.ClientSession:
-        # Made on first use, because aiohttp wants a running loop.
-        if self._session is None:
-            settings = self._settings
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(
-                    total=settings.upstream_total_seconds,
-                    connect=settings.upstream_timeout_seconds,
-                    sock_connect=settings.upstream_connect_seconds,
-                    sock_read=settings.upstream_timeout_seconds,
-                ),
-                headers=self._headers,
-                connector=aiohttp.TCPConnector(limit=settings.upstream_connections, keepalive_timeout=IDLE_SECONDS),
-            )
-        return self._session
 
     async def complete(self, body: dict[str, Any], *, request_id: str, affinity: str = "") -> dict[str, Any]:
         async with AsyncExitStack() as stack:
@@ -149,7 +141,7 @@ class VllmEngine:
     @asynccontextmanager
     async def stream(
         self, body: dict[str, Any], *, request_id: str, affinity: str = ""
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
         async with AsyncExitStack() as stack:
             yield await self._ask(stack, begun, CHAT_PATH, body, request_id=request_id, affinity=affinity)
 
@@ -235,28 +227,26 @@ class VllmEngine:
         """One replica's answer, as far as `begin` reads it."""
         with span("vllm", kind="client", url__full=f"{replica.url}{path}", gen_ai__request__model=model) as part:
             replica.in_flight += 1
-            response: aiohttp.ClientResponse | None = None
+            response: Reply | None = None
             try:
                 try:
-                    with transport_errors():
-                        async with replica.awaited():
-                            response = await self._http().post(
-                                f"{replica.url}{path}", data=data, headers=headers | part.carrier()
-                            )
-                            if response.status != 200:
-                                raise refusal(response.status, await response.read())
-                            first = await begin(response)
-                except (EngineUnavailable, UpstreamRejected) as error:
-                    self._note(replica, model, error, response.status if response else None)
-                    raise
+                    response = await self._upstream.request(
+                        "POST", f"{replica.url}{path}", data, headers | part.carrier(), under_way=replica.under_way
+                    )
+                    if response.status != 200:
+                        raise refusal(response.status, await response.read())
+                    first = await begin(response)
+                except (OSError, EngineUnavailable, UpstreamRejected) as error:
+                    problem = away(error) if isinstance(error, OSError) else error
+                    self._note(replica, model, problem, response.status if response else None)
+                    raise problem from error
                 replica.answered += 1
                 replica.failures = 0
-                with replica.reading(response):
-                    yield first
+                yield first
             finally:
                 replica.in_flight -= 1
                 if response is not None:
-                    response.release()
+                    self._upstream.give_back(response)
 
     def _note(
         self, replica: Replica, model: str, error: EngineUnavailable | UpstreamRejected, status: int | None
@@ -272,22 +262,23 @@ class VllmEngine:
             replica.failures += 1
 
     async def ready(self) -> None:
-        problem: EngineUnavailable | None = None
+        problem: Exception | None = None
         for replica in sorted(await self.replicas.known(), key=lambda replica: replica.failures):
             try:
-                with transport_errors():
-                    async with self._http().get(
-                        f"{replica.url}/health", timeout=aiohttp.ClientTimeout(total=2)
-                    ) as response:
-                        if response.status != 200:
-                            raise refusal(max(response.status, 500), await response.read())
-                        return
-            except EngineUnavailable as error:
-                problem = problem or error
+                async with asyncio.timeout(HEALTH_SECONDS):
+                    response = await self._upstream.request("GET", f"{replica.url}/health")
+                    try:
+                        told = await response.read()
+                    finally:
+                        self._upstream.give_back(response)
+                if response.status == 200:
+                    return
+                problem = problem or refusal(max(response.status, 500), told)
+            except OSError as error:
+                problem = problem or away(error)
         if problem is not None:
             raise problem
 
     async def close(self) -> None:
         await self.replicas.close()
-        if self._session is not None:
-            await self._session.close()
+        self._upstream.close()

@@ -40,6 +40,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.whole_chat, self.streamed_chat = self.chat.labels("no"), self.chat.labels("yes")
         self.feedback = Histogram(
             "fastslow_feedback_seconds",
             "A feedback from request to reply",
@@ -78,8 +79,7 @@ class Metrics:
             ["served_by"],
             registry=self.registry,
         )
-        for channel in SERVED_BY:
-            self.served.labels(channel)
+        self.served_by = {channel: self.served.labels(channel) for channel in SERVED_BY}
         self.first_token = Histogram(
             "fastslow_first_token_seconds",
             "A streamed chat from request to the first piece of its text",
@@ -139,4 +139,5 @@ class Metrics:
         """Count the prompt's tokens by vLLM's word, where it gave one."""
         if usage:
             self.prompt_tokens.inc(usage.get("prompt_tokens") or 0)
-            self.cached_tokens.inc((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+            if details := usage.get("prompt_tokens_details"):
+                self.cached_tokens.inc(details.get("cached_tokens") or 0)

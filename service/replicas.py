@@ -9,8 +9,8 @@ import logging
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,6 +18,7 @@ import aiohttp
 from service.domain.affinity import ranked
 from service.errors import EngineUnavailable
 from service.settings import Settings
+from service.upstream import Reply
 
 log = logging.getLogger(__name__)
 
@@ -53,35 +54,13 @@ class Replica:
         self.failed = 0
         self.passed_over = 0
         """Requests that others got, though they were this one's by affinity."""
-        self._waits: set[asyncio.Timeout] = set()
-        self._open: set[aiohttp.ClientResponse] = set()
-
-    @asynccontextmanager
-    async def awaited(self) -> AsyncIterator[None]:
-        """Around a wait for it, which ends with TimeoutError when the replica is given up."""
-        async with asyncio.timeout(None) as wait:
-            self._waits.add(wait)
-            try:
-                yield
-            finally:
-                self._waits.discard(wait)
-
-    @contextmanager
-    def reading(self, response: aiohttp.ClientResponse) -> Iterator[None]:
-        """While a reply is read, which breaks off when the replica is given up."""
-        self._open.add(response)
-        try:
-            yield
-        finally:
-            self._open.discard(response)
+        self.under_way: set[Reply] = set()
+        """What this process waits for, or reads."""
 
     def give_up(self) -> None:
         """End what waits for it."""
-        now = asyncio.get_running_loop().time()
-        for wait in self._waits:
-            wait.reschedule(now)
-        for response in tuple(self._open):
-            response.close()
+        for reply in tuple(self.under_way):
+            reply.close()
 
     def lacks(self, model: str, *, seconds: float) -> None:
         """It has just said that it does not know this adapter."""

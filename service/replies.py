@@ -1,55 +1,67 @@
 """vLLM's replies: read whole or as they come; and what its failures mean, as errors of ours."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from typing import Self
 
-import aiohttp
 import orjson
 
 from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
+from service.upstream import Reply
 
 OVERLOADED_RETRY_SECONDS = 2
 AWAY_RETRY_SECONDS = 5
 
 
-async def whole(response: aiohttp.ClientResponse) -> bytes:
+async def whole(response: Reply) -> bytes:
     """All of a reply."""
     return await response.read()
 
 
-async def begun(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def begun(response: Reply) -> "Events":
     """The events of a stream whose first piece is there: before that, another replica can still take the request."""
-    pieces = response.content.iter_any()
-    first = await anext(pieces, None)
-    if first is None:
-        raise aiohttp.ClientPayloadError("the stream ended before it began")
-    return _events(first, pieces)
+    first = await response.readany()
+    if not first:
+        raise ConnectionError("the stream ended before it began")
+    return Events(first, response)
 
 
-async def _events(piece: bytes | None, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    buffer = b""
-    while piece is not None:
-        *events, buffer = (buffer + piece).split(b"\n\n")
-        for event in events:
-            yield event
-        # Around the read alone: what the consumer raises is not vLLM's fault.
-        with transport_errors():
-            piece = await anext(pieces, None)
+class Events:
+    """Server-sent events without their blank lines, as many at a time as have come.
+
+    Args:
+        piece: the first bytes.
+        reply: has the others.
+    """
+
+    def __init__(self, piece: bytes, reply: Reply) -> None:
+        self._rest = piece
+        self._reply = reply
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        while True:
+            *events, self._rest = self._rest.split(b"\n\n")
+            if events:
+                return events
+            try:
+                piece = await self._reply.readany()
+            except OSError as error:
+                raise away(error) from error
+            if not piece:
+                raise StopAsyncIteration
+            self._rest += piece
 
 
-@contextmanager
-def transport_errors() -> Iterator[None]:
-    """A connection that can't be made, breaks or hangs becomes EngineUnavailable."""
-    try:
-        yield
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise EngineUnavailable(
-            f"The inference server can't be reached: {str(error) or type(error).__name__}.",
-            retry_after_seconds=AWAY_RETRY_SECONDS,
-        ) from error
+def away(error: OSError) -> EngineUnavailable:
+    """A connection that can't be made, breaks or hangs."""
+    return EngineUnavailable(
+        f"The inference server can't be reached: {str(error) or type(error).__name__}.",
+        retry_after_seconds=AWAY_RETRY_SECONDS,
+    )
 
 
-def refusal(status: int, body: bytes) -> Exception:
+def refusal(status: int, body: bytes) -> EngineUnavailable | UpstreamRejected | ContextLengthExceeded:
     """vLLM's error reply as one of ours: overload and faults as 503, the request's own fault as it said it."""
     try:
         parsed = orjson.loads(body)
@@ -62,6 +74,11 @@ def refusal(status: int, body: bytes) -> Exception:
     if status == 401:
         return EngineUnavailable(
             "The inference server refuses this service's key: set FASTSLOW_VLLM_API_KEY to the key that it was started with.",
+            retry_after_seconds=AWAY_RETRY_SECONDS,
+        )
+    if status < 400:
+        return EngineUnavailable(
+            f"The inference server answers with status {status}: set FASTSLOW_VLLM_URL to where it is.",
             retry_after_seconds=AWAY_RETRY_SECONDS,
         )
     if status >= 500 or status == 429:

@@ -8,14 +8,13 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.contexts import Contexts, Wanted
+from service.contexts import NO_CONTEXT, Choice, Contexts, Wanted
 from service.domain.absorption import absorbed
 from service.domain.affinity import affinity_of
-from service.domain.context import Context, render
+from service.domain.context import Context, opening
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, Interaction, Message, VersionTuple, last_user_text
 from service.domain.items import Prior
@@ -59,11 +58,16 @@ class Plan:
     user: str | None
     messages: list[Message]
     """The conversation without the context."""
-    context: Context
+    choice: Choice
+    """The context."""
     version: VersionTuple
     max_tokens: int
     cohort: str | None = None
     degraded: list[str] = field(default_factory=list)
+
+    @property
+    def context(self) -> Context:
+        return self.choice.context
 
     @property
     def served_model(self) -> str:
@@ -124,7 +128,7 @@ class Serving:
         Raises:
             ContextLengthExceeded: the conversation alone fills the window.
         """
-        messages = [self._neutral(message) for message in conversation]
+        messages = [self.tokens.neutralized(message) for message in conversation]
         degraded: list[str] = []
         state = await self._state(tenant=tenant, user=user, degraded=degraded)
         in_use = None if without_adapter else await self.adapter_in_use(state, tenant=tenant, user=user or "")
@@ -134,23 +138,23 @@ class Serving:
             self._degrade(degraded, NO_ADAPTER)
         adapter, unneeded = in_use or (BASE, frozenset[str]())
         room, reply_tokens = self._room(messages, max_tokens)
-        context = Context(revision=state.fast_weights.revision)
+        choice = NO_CONTEXT
         if user is not None and wish.context:
             priors = await self._priors(state, tenant=tenant, degraded=degraded)
             wanted = Wanted(tenant, user, state.fast_weights, adapter, unneeded, priors)
             with span("choose context"):
-                context = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
+                choice = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
         return Plan(
             id=interaction_id,
             tenant=tenant,
             user=user,
             messages=messages,
-            context=context,
+            choice=choice,
             version=VersionTuple(
                 model=self.settings.model_name,
                 adapter=adapter,
-                context_revision=context.revision,
-                member=context.member,
+                context_revision=state.fast_weights.revision,
+                member=choice.context.member,
             ),
             max_tokens=max_tokens or reply_tokens,
             cohort=state.cohort,
@@ -265,7 +269,11 @@ class Serving:
 
     def _room(self, messages: list[Message], max_tokens: int | None) -> tuple[int, int]:
         """Tokens left for the context, and tokens set aside for the reply."""
-        window, conversation = self.settings.max_model_len, self.tokens.count_messages(messages)
+        window, wanted = self.settings.max_model_len, max_tokens or self.settings.default_max_tokens
+        most = self.tokens.most_of_messages(messages)
+        if most + wanted + self.settings.most_context_tokens <= window:
+            # There is room for all; how much more need not be known.
+            return window - most - wanted, wanted
         content = sum(self.tokens.count(m.content or "") for m in messages)
         if content >= window:
             raise ContextLengthExceeded(
@@ -273,24 +281,16 @@ class Serving:
                 "the reply included: shorten the conversation.",
                 param="messages",
             )
-        wanted = min(max_tokens or self.settings.default_max_tokens, max(1, window - conversation))
+        conversation = self.tokens.count_messages(messages)
+        wanted = min(wanted, max(1, window - conversation))
         return max(0, window - conversation - wanted), wanted
-
-    def _neutral(self, message: Message) -> Message:
-        return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.tokens.neutralize))
 
 
 def rendered(plan: Plan) -> list[dict[str, Any]]:
     """The messages as vLLM gets them, context included."""
-    return [m.model_dump(exclude_none=True) for m in render(plan.context, plan.messages)]
+    system, rest = opening(plan.choice.instructions, plan.messages)
+    return [*_sent(system), *plan.choice.turns, *_sent(rest)]
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """`value` with every string in it changed, keys of objects left alone."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(v, change) for v in value]
-    if isinstance(value, dict):
-        return {k: _mapped(v, change) for k, v in value.items()}
-    return value
+def _sent(messages: list[Message]) -> list[dict[str, Any]]:
+    return [message.model_dump(exclude_none=True) for message in messages]

@@ -5,7 +5,7 @@ service on one machine. A process reads its settings once, at its entry point, a
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -44,9 +44,18 @@ class Settings(BaseSettings):
     model_name: str = "smollm2-135m-instruct"
     """The name that clients give as `model`, and vLLM's `--served-model-name`."""
     adapter_store: str = ""
-    """Folder that consolidation publishes adapter versions to. Empty: `<data_dir>/adapters`."""
+    """What consolidation publishes adapter versions to: a folder that all share, or a URL that fsspec knows, as `s3://bucket/prefix` (needs
+    the extra `s3`; others their own package). Empty: `<data_dir>/adapters`."""
+    adapter_store_options: dict[str, Any] = Field({}, repr=False)
+    """JSON for such a URL: fsspec's options of its protocol, as `{"endpoint_url": "http://minio:9000"}`. What is not in it comes from where
+    the protocol's package looks by itself: the AWS variables, fsspec's configuration."""
     adapter_cache_dir: str = ""
-    """Replica-local folder that vLLM loads adapters from. Empty: `<data_dir>/adapter-cache`."""
+    """Folder on each machine from which vLLM loads adapters, and workers those of a URL. Empty: `<data_dir>/adapter-cache`."""
+    adapter_cache_gib: float = Field(20.0, gt=0)
+    """Most that it holds; the least recently used adapter makes room. Leave the disk more: it is looked at every few seconds."""
+    # Enough for a gigabyte from an object store nearby. A store that is away is noticed sooner.
+    adapter_fetch_seconds: float = Field(10.0, gt=0)
+    """Longest that a chat waits for vLLM to fetch an adapter; then the base serves it, and the next may find it fetched."""
     archive_dir: str = ""
     """Folder that the control workers share, for the oldest events of long logs. Empty: `<data_dir>/archive`."""
 
@@ -57,6 +66,9 @@ class Settings(BaseSettings):
     vllm_port: int = Field(8081, ge=1, le=65535)
     redis_appendfsync: Literal["everysec", "always"] = "everysec"
     """When the embedded Redis flushes its append-only file to the disk: a power cut may cost a second, or nothing for some latency."""
+    redis_wait_replicas: int = Field(0, ge=0)
+    """Feedback and edits are acknowledged once so many replicas of Redis have them too, so that a failover loses none; with fewer they are
+    refused with 503. Not with a cluster. 0: a failover may lose what no replica had yet."""
 
     # -- who may call -------------------------------------------------------------------------------------------------
     api_keys_file: str = ""
@@ -267,8 +279,12 @@ class Settings(BaseSettings):
         return min(self.context_budget_tokens, int(self.max_model_len * self.context_budget_share))
 
     @property
-    def adapter_store_dir(self) -> Path:
-        return Path(self.adapter_store) if self.adapter_store else self.data_dir / "adapters"
+    def adapter_store_dir(self) -> Path | None:
+        """The folder that the adapter store is; None where it is a URL of something else."""
+        protocol, is_url, path = self.adapter_store.partition("://")
+        if not is_url:
+            return Path(self.adapter_store) if self.adapter_store else self.data_dir / "adapters"
+        return Path(path) if protocol == "file" else None
 
     @property
     def adapter_cache(self) -> Path:

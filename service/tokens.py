@@ -1,13 +1,15 @@
 """Counting tokens with the served model's own tokenizer, and knowing its control tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
-from service.domain.context import TOKENS_AROUND_MESSAGE, neutralize
+from service.domain.context import TOKENS_AROUND_MESSAGE
 from service.domain.feedback import Message
 from service.errors import FastslowError
 
@@ -30,6 +32,8 @@ class Tokens:
             sorted((t.content for t in added if t.special and len(t.content) > 1), key=len, reverse=True)
         )
         self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
+        # Each token of such a tokenizer stands for one byte or more of the text.
+        self._bytes_bound = tokenizer.normalizer is None and isinstance(tokenizer.decoder, ByteLevel)
         self.count = lru_cache(CACHED_TEXTS)(self._count)
 
     def _count(self, text: str) -> int:
@@ -39,9 +43,46 @@ class Tokens:
         """`text` without control tokens of the chat template, which would let it end its own turn."""
         return neutralize(text, self.control_tokens) if self._control.search(text) else text
 
+    def neutralized(self, message: Message) -> Message:
+        """A message with every string in it neutralized, those in its tool calls too."""
+        text = message.content
+        if not message.model_extra and (text is None or not self._control.search(text)):
+            return message
+        return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.neutralize))
+
     def count_messages(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation, with an upper bound for what the chat template adds."""
-        return sum(self.count(m.content or "") + TOKENS_AROUND_MESSAGE for m in messages) + TOKENS_AROUND_MESSAGE
+        return _around(messages) + sum(self.count(m.content or "") for m in messages)
+
+    def most_of_messages(self, messages: Sequence[Message]) -> int:
+        """A number that `count_messages` does not exceed: by the bytes, where the tokenizer lets them tell, for that costs nothing."""
+        if not self._bytes_bound:
+            return self.count_messages(messages)
+        # One more each, for tokenizers that put a space before a text.
+        return _around(messages) + sum(len((m.content or "").encode(errors="replace")) + 1 for m in messages)
+
+
+def _around(messages: Sequence[Message]) -> int:
+    return (len(messages) + 1) * TOKENS_AROUND_MESSAGE
+
+
+def neutralize(text: str, control_tokens: Sequence[str]) -> str:
+    """`text` with a space after the first character of each control token, so that the tokenizer no longer sees one."""
+    for token in control_tokens:
+        if token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every string in it changed, keys of objects left alone."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(v, change) for v in value]
+    if isinstance(value, dict):
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return value
 
 
 def load_tokens(model: str) -> Tokens:

@@ -99,7 +99,7 @@ class FakeVllm:
         self.url = ""
         self._runner: web.AppRunner | None = None
 
-    async def start(self) -> None:
+    async def start(self, *, drain_seconds: float = 0.1) -> None:
         app = web.Application(middlewares=[self._hang])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/fastslow/score", self._score)
@@ -107,7 +107,7 @@ class FakeVllm:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/tokenize", self._tokenize)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=drain_seconds)
         await self._runner.setup()
         # The second time on the port that it had.
         site = web.TCPSite(self._runner, "127.0.0.1", urlsplit(self.url).port or 0)

@@ -13,7 +13,7 @@ from service.domain.slow_weights import Scope
 from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
-from workers.adapter_store import by_scope
+from workers.adapter_store import adapter_store, by_scope
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,11 @@ async def quarantine_all(store: Store, settings: Settings, *, base: Callable[[],
 
     Args:
         base: called, in a thread, where there are any.
+
+    Raises:
+        OSError: the adapter store can't be read.
     """
-    scopes = list(by_scope(settings.adapter_store_dir))
+    scopes = await asyncio.to_thread(lambda: list(by_scope(adapter_store(settings))))
     if not scopes:
         return 0
     loaded = await asyncio.to_thread(base)

@@ -1,17 +1,14 @@
 """Old adapter versions: retired when newer ones have taken their place, and deleted once no replica of vLLM holds them.
 
-In this order: marked in Redis, so that no pointer can move to it any more; evicted from every replica; its folder deleted. Whatever dies in
+In this order: marked in Redis, so that no pointer can move to it any more; evicted from every replica; its files deleted. Whatever dies in
 between is done again at the next tick. Versions that were published and never promoted, because their job ended otherwise, go the same way.
 Records stay, for the audit.
 """
 
 import asyncio
 import logging
-import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import aiohttp
 
@@ -20,7 +17,7 @@ from service.errors import EngineUnavailable, NotFound
 from service.replicas import addresses
 from service.settings import Settings
 from service.store import Store
-from workers.adapter_store import by_scope, provenance
+from workers.adapter_store import AdapterStore, adapter_store, by_scope
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +27,6 @@ EVICT_SECONDS = 15.0
 AT_ONCE = 16
 # Those over it wait for the next tick: other tasks want the control queue too.
 MOST_A_TICK = 512
-# A folder that is being deleted is renamed to this first; no version's name begins so, and publishing removes what is left of it.
-DOOMED = ".aside-retired-"
 
 Evict = Callable[[str], Awaitable[bool]]
 """Has every replica let go of a version; False where one still needs it.
@@ -48,15 +43,16 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
         OSError: the adapter store can't be read or written.
     """
     old: list[str] = []
-    for tenant, scope, names in by_scope(settings.adapter_store_dir):
-        old += await _retired(store, scope, names, tenant=tenant, settings=settings, now=now)
+    adapters = adapter_store(settings)
+    for tenant, scope, names in await asyncio.to_thread(lambda: list(by_scope(adapters))):
+        old += await _retired(store, adapters, scope, names, tenant=tenant, kept=settings.versions_kept, now=now)
     deleted: list[str] = []
     for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
         names = old[start : start + AT_ONCE]
         answers = await asyncio.gather(*map(evict, names), return_exceptions=True)
         for name, answer in zip(names, answers, strict=True):
             if answer is True:
-                await asyncio.to_thread(_delete, settings.adapter_store_dir / name)
+                await asyncio.to_thread(adapters.delete, name)
                 log.info("%s is retired and was deleted", name)
                 deleted.append(name)
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
@@ -64,23 +60,24 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
                 raise failed
             log.warning("old adapter versions are not deleted until every replica answers: %s", failed)
             break
+    await asyncio.to_thread(adapters.clean, now=now)
     return deleted
 
 
 async def _retired(
-    store: Store, scope: Scope, names: Sequence[str], *, tenant: str, settings: Settings, now: float
+    store: Store, adapters: AdapterStore, scope: Scope, names: Sequence[str], *, tenant: str, kept: int, now: float
 ) -> list[str]:
     """Of a scope's versions in the adapter store those that may go: retired now or before, and those that never came to serve."""
     promoted, never = [], []
     for name in names:
         if await _is_promoted(store, name, scope, tenant=tenant):
             promoted.append(name)
-        elif await _has_ended(store, settings.adapter_store_dir / name, scope, tenant=tenant):
+        elif await _has_ended(store, adapters, name, scope, tenant=tenant):
             never.append(name)
     state = await store.scopes.state(scope, tenant=tenant)
     standing = [name for name in promoted if name not in state.retired]
     previous = await store.scopes.previous(state, scope, tenant=tenant)
-    old = superseded(standing, active=state.active, previous=previous, kept=settings.versions_kept)
+    old = superseded(standing, active=state.active, previous=previous, kept=kept)
     retired = {*state.retired, *await store.scopes.retire(old, scope, tenant=tenant, now=now)}
     return [name for name in promoted if name in retired] + never
 
@@ -103,20 +100,12 @@ async def _is_promoted(store: Store, name: str, scope: Scope, *, tenant: str) ->
     return True
 
 
-async def _has_ended(store: Store, folder: Path, scope: Scope, *, tenant: str) -> bool:
+async def _has_ended(store: Store, adapters: AdapterStore, name: str, scope: Scope, *, tenant: str) -> bool:
     """Whether the job that published a version has ended without promoting it. Of a job that is not known any more nobody can tell."""
-    version = provenance(folder)
+    version = await asyncio.to_thread(adapters.provenance, name)
     job = await store.jobs.load(version.job) if version else None
     # Its end and the promotion are one step, so after its end the record is there or will never be.
-    return job is not None and job.ended and not await _is_promoted(store, folder.name, scope, tenant=tenant)
-
-
-def _delete(folder: Path) -> None:
-    """Nobody sees half of a version: its name goes first."""
-    doomed = folder.with_name(f"{DOOMED}{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    return job is not None and job.ended and not await _is_promoted(store, name, scope, tenant=tenant)
 
 
 @asynccontextmanager

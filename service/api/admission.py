@@ -39,8 +39,8 @@ class Admission:
         self._engine = engine
         self._metrics = metrics
         self._most_waiting = settings.vllm_most_waiting
-        self._default = RateLimits(**{name: getattr(settings, name) for name in RateLimits.model_fields})
-        self._tenants = {tenant: self._default.overridden(limits) for tenant, limits in keys.limits.items()}
+        self._default = _or_none(RateLimits(**{name: getattr(settings, name) for name in RateLimits.model_fields}))
+        self._tenants = {tenant: _or_none(self._default.overridden(limits)) for tenant, limits in keys.limits.items()}
         self._unchecked_until = 0.0
         self.gate = Gate(
             places=settings.chats_at_once, line=settings.chats_waiting, wait_seconds=settings.chat_wait_seconds
@@ -67,7 +67,7 @@ class Admission:
             raise
         request.state.ended.append(self.gate.leave)
         limits = self._tenants.get(tenant, self._default)
-        if limits != NO_LIMITS:
+        if limits is not NO_LIMITS:
             takes = self._takes(limits, "chats", lambda: 1, tenant=tenant, user=user)
             await self._check(request, takes | self._takes(limits, "tokens", tokens, tenant=tenant, user=user))
 
@@ -132,6 +132,10 @@ class Admission:
     def _refuse(self, reason: str, error: RateLimited | Overloaded) -> None:
         self._metrics.refused.labels(reason).inc()
         raise error
+
+
+def _or_none(limits: RateLimits) -> RateLimits:
+    return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 def rate_limit_headers(buckets: dict[tuple[str, str], Bucket]) -> dict[str, str]:

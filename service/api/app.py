@@ -3,16 +3,18 @@
 import asyncio
 import gc
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +22,7 @@ from service import logs
 from service.api import admin, budgets, chat, cold_start, feedback, health, norms, users
 from service.api.admission import Admission
 from service.api.auth import Authenticator
+from service.api.direct import Direct, error_response
 from service.api.patience import OutOfPatience, Patience
 from service.api.traces import TraceFrame
 from service.contexts import Contexts
@@ -89,10 +92,15 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _render_validation)
     app.add_exception_handler(HTTPException, _render_http)
     app.add_exception_handler(Exception, _render_fault)
+    app.add_middleware(Direct, route=_route(chat.chat, app), function=chat.chat)
     if tracing is not None:
         app.add_middleware(TraceFrame, tracing=tracing)
     app.add_middleware(RequestFrame, metrics=metrics, settings=settings)
     return app
+
+
+def _route(function: Callable[..., Any], app: FastAPI) -> APIRoute:
+    return next(route for route in app.routes if isinstance(route, APIRoute) and route.endpoint is function)
 
 
 def app_from_env() -> FastAPI:
@@ -125,6 +133,8 @@ class RequestFrame:
     def __init__(self, app: ASGIApp, *, metrics: Metrics, settings: Settings) -> None:
         self._app = app
         self._metrics = metrics
+        # As many as there are routes and statuses.
+        self._counter = lru_cache(1024)(metrics.requests.labels)
         self._max_body_bytes = settings.max_body_bytes
         self._send_seconds = settings.client_send_seconds
         self._take_seconds = settings.client_take_seconds
@@ -133,7 +143,7 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        request_id = secrets.token_hex(16)
         logs.request_id.set(request_id)
         headers: dict[str, str] = {}
         ended: list[Callable[[], None]] = []
@@ -160,9 +170,8 @@ class RequestFrame:
 
         async def framed_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                sent = MutableHeaders(scope=message)
-                sent["x-request-id"] = request_id
-                sent.update(headers)
+                own_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *own_headers]
                 own["status"] = message["status"]
                 self._count(scope, message["status"])
             await taking.wait(send(message), until=loop.time() + self._take_seconds)
@@ -171,7 +180,7 @@ class RequestFrame:
             declared = Headers(scope=scope).get("content-length", "0")
             if declared.isdigit() and int(declared) > self._max_body_bytes:
                 error = self._too_large()
-                await JSONResponse(error.body(), error.status)(scope, receive, framed_send)
+                await error_response(error)(scope, receive, framed_send)
             else:
                 await self._app(scope, limited_receive, framed_send)
         except OutOfPatience:
@@ -191,7 +200,7 @@ class RequestFrame:
 
     def _count(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.requests.labels(route, str(status)).inc()
+        self._counter(route, status).inc()
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request's body is over the limit of {self._max_body_bytes} bytes.")
@@ -203,7 +212,7 @@ class RequestFrame:
 
 async def _render_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FastslowError)
-    return JSONResponse(error.body(), error.status, headers=error.headers())
+    return error_response(error)
 
 
 async def _render_validation(request: Request, error: Exception) -> JSONResponse:

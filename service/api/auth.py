@@ -29,7 +29,7 @@ class Authenticator:
     """Knows the API keys by their hashes, and verifies tokens where a key for them is configured."""
 
     def __init__(self, keys: Keys, settings: Settings) -> None:
-        self._by_hash = {_hash(key.key): key for key in keys.api_keys}
+        self._by_hash = {_hash(key.key): _key_caller(key) for key in keys.api_keys}
         self._jwt_key = settings.jwt_key.get_secret_value()
         self._algorithms = list(settings.jwt_algorithms)
         self._audience = settings.jwt_audience
@@ -46,9 +46,9 @@ class Authenticator:
             raise AuthenticationFailed(
                 "No API key: send the header 'Authorization: Bearer <key>'.", code="missing_api_key"
             )
-        key = self._by_hash.get(_hash(credential))
-        if key is not None:
-            return _key_caller(key)
+        caller = self._by_hash.get(_hash(credential))
+        if caller is not None:
+            return caller
         if self._jwt_key and credential.count(".") == 2:
             return self._token_caller(credential)
         raise AuthenticationFailed("The API key is not valid: check it, or ask this service's admin for one.")

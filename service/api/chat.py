@@ -1,36 +1,31 @@
 """`POST /v1/chat/completions`: OpenAI's request and reply, personalized."""
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import AsyncExitStack
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from service.api.admission import Admission
 from service.api.auth import Caller, authenticated, user_of
+from service.api.presence import ClientGone, Presence
 from service.api.schemas import PASSED_ON, ChatRequest, DryRunReply
 from service.domain.context import TOKENS_AROUND_MESSAGE
 from service.domain.feedback import BASE
 from service.engine import DONE
-from service.errors import EngineUnavailable, FastslowError, InvalidRequest, ModelNotFound, UpstreamRejected
+from service.errors import EngineUnavailable, InvalidRequest, ModelNotFound, UpstreamRejected
+from service.metrics import Metrics
 from service.serving import Plan, Serving, rendered
 from service.tracing import span
 
 router = APIRouter()
-T = TypeVar("T")
 
-
-class ClientGone(FastslowError):
-    """The client hung up before its reply was ready."""
-
-    status = 499
-    code = "client_closed_request"
+# Of a choice.
+VLLMS_OWN = ("token_ids", "routed_experts", "stop_reason")
 
 
 class Clock:
@@ -104,7 +99,7 @@ def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
     own_seconds = clock.own_seconds()
     serving.metrics.overhead.observe(own_seconds)
     serving.metrics.context_tokens.observe(plan.context.tokens)
-    serving.metrics.served.labels(plan.channel).inc()
+    serving.metrics.served_by[plan.channel].inc()
     headers = {
         "x-fastslow-adapter": plan.version.adapter,
         "x-fastslow-context-revision": str(plan.version.context_revision),
@@ -134,9 +129,8 @@ def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> R
 async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
     upstream = serving.upstream_body(plan, _sampling(body))
     sent = time.perf_counter()
-    reply = await _unless_gone(
-        request, serving.engine.complete(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
-    )
+    async with Presence(request.receive):
+        reply = await serving.engine.complete(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
     clock.upstream += time.perf_counter() - sent
     choice = reply["choices"][0]
     text = choice["message"].get("content") or ""
@@ -144,7 +138,7 @@ async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, pl
     serving.metrics.count_usage(reply.get("usage"))
     reply = _tidy(reply) | {"id": plan.id, "model": body.model}
     headers = _headers(plan, clock, serving)
-    serving.metrics.chat.labels("no").observe(time.perf_counter() - clock.started)
+    serving.metrics.whole_chat.observe(time.perf_counter() - clock.started)
     afterwards = BackgroundTask(serving.sent, plan, text)
     return Response(orjson.dumps(reply), media_type="application/json", headers=headers, background=afterwards)
 
@@ -156,18 +150,16 @@ async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, p
     sent = time.perf_counter()
     stack = AsyncExitStack()
     # Entered here, so that a refusal becomes an error reply and not a broken stream.
-    events = await _unless_gone(
-        request,
-        stack.enter_async_context(
+    async with Presence(request.receive):
+        events = await stack.enter_async_context(
             serving.engine.stream(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
-        ),
-    )
+        )
     clock.upstream += time.perf_counter() - sent
-    relayed = _relay(events, stack, body, serving, plan, clock.started)
+    relayed = _relay(events, body, serving, plan, clock.started)
     return EventStream(relayed, stack, _headers(plan, clock, serving))
 
 
-class EventStream(StreamingResponse):
+class EventStream(Response):
     """Server-sent events that end at once when the client goes away, which aborts the generation.
 
     Args:
@@ -177,85 +169,91 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes, None], upstream: AsyncExitStack, headers: dict[str, str]) -> None:
-        super().__init__(events, headers=headers)
+        self.status_code = 200
+        self.background = None
+        self.init_headers(headers)
         self._events = events
         self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._events.aclose()
-            await self._upstream.aclose()
+        async with self._upstream, aclosing(self._events) as events:
+            try:
+                async with Presence(receive):
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    async for piece in events:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+            except ClientGone:
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _relay(
-    events: AsyncIterator[bytes], stack: AsyncExitStack, body: ChatRequest, serving: Serving, plan: Plan, started: float
+    pieces: AsyncIterator[list[bytes]], body: ChatRequest, serving: Serving, plan: Plan, started: float
 ) -> AsyncGenerator[bytes, None]:
-    """vLLM's events as the client's, each as it comes; the interaction is stored before the last."""
-    pieces: list[str] = []
-    finish_reason: str | None = None
-    async with stack:
-        try:
-            async for event in events:
-                if event == DONE:
-                    told = len(plan.degraded)
-                    await serving.record(plan, "".join(pieces), finish_reason)
-                    for reason in plan.degraded[told:]:
-                        # The headers have left; a comment is what server-sent events have for this.
-                        yield f": x-fastslow-degraded: {reason}\n\n".encode()
-                    await serving.sent(plan, "".join(pieces))
-                    yield b"data: [DONE]\n\n"
-                    serving.metrics.chat.labels("yes").observe(time.perf_counter() - started)
-                    return
-                chunk = orjson.loads(event.removeprefix(b"data: "))
-                serving.metrics.count_usage(chunk.get("usage"))
-                for choice in chunk.get("choices", ()):
-                    piece = choice["delta"].get("content") or ""
-                    if piece and not any(pieces):
-                        serving.metrics.first_token.observe(time.perf_counter() - started)
-                    pieces.append(piece)
-                    finish_reason = choice.get("finish_reason") or finish_reason
-                chunk = _tidy(chunk) | {"id": plan.id, "model": body.model}
-                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
-            broken = EngineUnavailable("The inference server ended the stream early: send the request again.")
-        except EngineUnavailable as error:
-            broken = error
-        # The status has left already; an error event is what OpenAI's clients raise from.
-        yield b"data: " + orjson.dumps(broken.body()) + b"\n\n"
+    """vLLM's events as the client's, as many at a time as have come; the interaction is stored before the last."""
+    told = _Told(plan.id, body.model, started, serving.metrics)
+    try:
+        async for events in pieces:
+            done = events[-1] == DONE
+            if relayed := b"".join([told.event(event) for event in (events[:-1] if done else events)]):
+                yield relayed
+            if done:
+                before = len(plan.degraded)
+                await serving.record(plan, told.text, told.finish_reason)
+                for reason in plan.degraded[before:]:
+                    # The headers have left; a comment is what server-sent events have for this.
+                    yield f": x-fastslow-degraded: {reason}\n\n".encode()
+                await serving.sent(plan, told.text)
+                yield b"data: [DONE]\n\n"
+                serving.metrics.streamed_chat.observe(time.perf_counter() - started)
+                return
+        broken = EngineUnavailable("The inference server ended the stream early: send the request again.")
+    except EngineUnavailable as error:
+        broken = error
+    # The status has left already; an error event is what OpenAI's clients raise from.
+    yield b"data: " + orjson.dumps(broken.body()) + b"\n\n"
+
+
+class _Told:
+    """What a stream has told so far."""
+
+    def __init__(self, reply_id: str, model: str, started: float, metrics: Metrics) -> None:
+        self._named = {"id": reply_id, "model": model}
+        self._started = started
+        self._metrics = metrics
+        self._pieces: list[str] = []
+        self.finish_reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def event(self, event: bytes) -> bytes:
+        """One of vLLM's events as the client's."""
+        chunk = orjson.loads(event.removeprefix(b"data: "))
+        self._metrics.count_usage(chunk.get("usage"))
+        for choice in chunk.get("choices", ()):
+            if piece := choice["delta"].get("content"):
+                if not self._pieces:
+                    self._metrics.first_token.observe(time.perf_counter() - self._started)
+                self._pieces.append(piece)
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        return b"data: " + orjson.dumps(_tidy(chunk) | self._named) + b"\n\n"
 
 
 def _tidy(reply: dict[str, Any]) -> dict[str, Any]:
     """A reply or a chunk without the fields of vLLM's own, which it sends as null; OpenAI's nulls stay."""
-    kept = {k: v for k, v in reply.items() if v is not None}
-    for choice in kept.get("choices", ()):
-        for part in ("message", "delta"):
-            if part in choice:
-                choice[part] = {k: v for k, v in choice[part].items() if v is not None or k in ("content", "refusal")}
-        for own in ("token_ids", "routed_experts", "stop_reason"):
+    if None in reply.values():
+        reply = {k: v for k, v in reply.items() if v is not None}
+    for choice in reply.get("choices", ()):
+        for own in VLLMS_OWN:
             choice.pop(own, None)
-    return kept
+        name = "delta" if "delta" in choice else "message"
+        if None in choice[name].values():
+            choice[name] = {k: v for k, v in choice[name].items() if v is not None or k in ("content", "refusal")}
+    return reply
 
 
 def _upstream_id(plan: Plan) -> str:
     """vLLM makes the completion's id of this by putting `chatcmpl-` before it."""
     return plan.id.removeprefix("chatcmpl-")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled (and the generation aborted with it) when the client hangs up first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("The client closed the request.")
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

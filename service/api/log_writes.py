@@ -55,11 +55,13 @@ class LogWrite:
         """The result of `attempt`, made again as long as the log moves on between its read and its append.
 
         Raises:
-            StoreUnavailable: it always did.
+            StoreUnavailable: it always did, or too few replicas of Redis have what was written, or what an earlier try wrote.
         """
         for _ in range(ATTEMPTS):
             try:
-                return await attempt()
+                result = await attempt()
+                await self.serving.store.users.confirm(tenant=self.tenant, user=self.user)
+                return result
             except Conflict as conflict:
                 if conflict.code != "log_moved_on":
                     raise

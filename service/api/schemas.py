@@ -39,7 +39,15 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
 
     def text(self) -> str | None:
-        return self.content if isinstance(self.content, str | None) else "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+
+    def message(self) -> Message:
+        """In our own terms; `developer` is `system` to an open model's template."""
+        role = "system" if self.role == "developer" else self.role
+        if self.name is None and self.tool_calls is None and self.tool_call_id is None:
+            return Message(role=role, content=self.text())
+        more = self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        return Message(role=role, content=self.text(), **more)
 
 
 class StreamOptions(BaseModel):
@@ -120,14 +128,7 @@ class ChatRequest(BaseModel):
         return Personalization(**self.personalization.model_dump())
 
     def conversation(self) -> list[Message]:
-        """The messages in our own terms; `developer` is `system` to an open model's template."""
-        return [
-            Message.model_validate(
-                {"role": "system" if m.role == "developer" else m.role, "content": m.text()}
-                | m.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
-            )
-            for m in self.messages
-        ]
+        return [message.message() for message in self.messages]
 
 
 PASSED_ON = {

@@ -275,26 +275,27 @@ def _fill(candidates: Iterable[ItemT], *, cost: Callable[[ItemT], int], budget: 
 
 
 def render(context: Context, messages: Sequence[Message]) -> list[Message]:
-    """The conversation with the context before it: the client's system text, the guidelines, the exemplars as turns, the rest.
+    """The conversation with the context before it: the client's system text, the guidelines, the exemplars as turns, the rest."""
+    system, rest = opening(instructions(context), messages)
+    return system + turns(context) + rest
+
+
+def instructions(context: Context) -> str:
+    """The guidelines as text."""
+    return "\n- ".join([GUIDELINES_HEADING, *(g.text for g in context.guidelines)]) if context.guidelines else ""
+
+
+def turns(context: Context) -> list[Message]:
+    """The exemplars as turns of a conversation."""
+    pairs = [(("user", x.prompt), ("assistant", x.reply)) for x in (*context.exemplars, *context.recalled)]
+    return [Message(role=role, content=text) for pair in pairs for role, text in pair]
+
+
+def opening(instructions: str, messages: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """The system message, if there is anything for it to say, and the rest of the conversation.
 
     Guidelines join the client's own system message, because many chat templates allow only one, at the start.
     """
-    rest = list(messages)
-    system = []
-    if rest and rest[0].role in ("system", "developer"):
-        system.append(rest.pop(0).content or "")
-    if context.guidelines:
-        system.append("\n".join([GUIDELINES_HEADING, *(f"- {g.text}" for g in context.guidelines)]))
-    rendered = [Message(role="system", content="\n\n".join(system))] if system else []
-    for exemplar in (*context.exemplars, *context.recalled):
-        rendered.append(Message(role="user", content=exemplar.prompt))
-        rendered.append(Message(role="assistant", content=exemplar.reply))
-    return rendered + rest
-
-
-def neutralize(text: str, control_tokens: Sequence[str]) -> str:
-    """`text` with a space after the first character of each control token, so that the tokenizer no longer sees one."""
-    for token in control_tokens:
-        if token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+    own = bool(messages) and messages[0].role in ("system", "developer")
+    texts = ([messages[0].content or ""] if own else []) + ([instructions] if instructions else [])
+    return [Message(role="system", content="\n\n".join(texts))] if texts else [], list(messages[own:])

@@ -52,4 +52,9 @@ class Store:
 
 def open_store(settings: Settings) -> Store:
     """The store of these settings. Nothing is sent until the first call."""
-    return Store(Connection(settings.effective_redis_url, timeout_seconds=settings.redis_timeout_seconds), settings)
+    connection = Connection(
+        settings.effective_redis_url,
+        timeout_seconds=settings.redis_timeout_seconds,
+        wait_replicas=settings.redis_wait_replicas,
+    )
+    return Store(connection, settings)

@@ -6,16 +6,19 @@ never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
 opted-in, budgets, base, norms.
-All else is a cache or expires: state, embeddings, int, idem, job, lease, optimizing, and the buckets of rate limits.
+All else is a cache or expires: state, embeddings, int, idem, confirm, job, lease, optimizing, and the buckets of rate limits.
 """
 
 import hashlib
 import zlib
+from functools import lru_cache
 
 from service.domain.fast_weights import FOLD
 from service.domain.slow_weights import Scope
 
 BUCKETS = 256
+# Of one user or tenant each: a kilobyte or two. Who chats comes again.
+CACHED_NAMES = 4096
 
 
 def _bucket(*parts: str) -> int:
@@ -107,6 +110,7 @@ class UserKeys:
         self.optimize = optimize(self.bucket)
         self.optimizing = in_bucket(self.bucket, f"optimizing:{self._id}")
         self.user = in_bucket(self.bucket, f"user:{self._id}")
+        self.confirm = in_bucket(self.bucket, "confirm")
         self.due = due(self.bucket)
         self.users = users_index(self.bucket, tenant)
 
@@ -119,6 +123,12 @@ class UserKeys:
 
     def idempotency(self, key: str) -> str:
         return in_bucket(self.bucket, f"idem:{self._id}:{_digest(key)}")
+
+
+@lru_cache(CACHED_NAMES)
+def user_keys(*, tenant: str, user: str) -> UserKeys:
+    """The keys of a user who is active: their names are ten hashes."""
+    return UserKeys(tenant=tenant, user=user)
 
 
 class ScopeKeys:
@@ -164,6 +174,13 @@ class TenantKeys:
         self.audit = audit(bucket, tenant)
 
 
+@lru_cache(CACHED_NAMES)
+def own_scope(*, tenant: str, user: str) -> str:
+    """The key of a user's own scope."""
+    return ScopeKeys(Scope(kind="user", name=user), tenant=tenant).scope
+
+
+@lru_cache(CACHED_NAMES)
 def shared_adapters(tenant: str) -> str:
     """The tenant's hash of cohort and global versions in use."""
     return ScopeKeys(Scope(kind="global"), tenant=tenant).shared

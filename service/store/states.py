@@ -1,4 +1,7 @@
-"""Fast weights as this process parsed or wrote them last, so that a user's next request need not parse the same bytes again."""
+"""Fast weights as this process parsed or wrote them last, so that a user's next request need not parse the same bytes again.
+
+While they stay the same they are the same object, by which others know that what they made of it still holds (`service/contexts.py`).
+"""
 
 from collections import OrderedDict
 
@@ -6,8 +9,8 @@ from service.domain.fast_weights import FastWeights
 
 # Of JSON, at the most; parsed it takes five times as much.
 MOST_BYTES = 16 * 2**20
-# Less is parsed as fast as it is looked up.
-LEAST_BYTES = 4096
+# What an entry takes besides.
+OVERHEAD_BYTES = 1024
 
 
 class States:
@@ -31,11 +34,15 @@ class States:
     def keep(self, key: str, raw: bytes, state: FastWeights) -> None:
         """Remember what `raw` holds; the least recently used make room."""
         replaced = self._states.pop(key, None)
-        self._bytes -= len(replaced[0]) if replaced else 0
-        if not LEAST_BYTES <= len(raw) <= self._most_bytes:
+        self._bytes -= _size(replaced[0]) if replaced else 0
+        if _size(raw) > self._most_bytes:
             return
         self._states[key] = raw, state
-        self._bytes += len(raw)
+        self._bytes += _size(raw)
         while self._bytes > self._most_bytes:
             _, (oldest, _) = self._states.popitem(last=False)
-            self._bytes -= len(oldest)
+            self._bytes -= _size(oldest)
+
+
+def _size(raw: bytes) -> int:
+    return len(raw) + OVERHEAD_BYTES

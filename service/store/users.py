@@ -12,7 +12,7 @@ from service.domain.feedback import FeedbackEvent, Interaction
 from service.domain.slow_weights import Scope
 from service.errors import Conflict, NotFound, StoreUnavailable
 from service.store.connection import Connection
-from service.store.keys import BUCKETS, ScopeKeys, UserKeys, shared_adapters, users_index
+from service.store.keys import BUCKETS, UserKeys, own_scope, shared_adapters, user_keys, users_index
 from service.store.logs import Logs, UserHistory
 from service.store.states import States
 
@@ -79,6 +79,10 @@ class FeedbackInputs:
     """What was answered to this idempotency key before."""
 
 
+NOTHING_YET = FastWeights()
+"""Of all users who have not said anything."""
+
+
 class UserStore:
     """Reads and writes of one user's data. Every method names tenant and user, so none can reach across."""
 
@@ -93,25 +97,19 @@ class UserStore:
 
     async def chat_state(self, *, tenant: str, user: str) -> ChatState:
         """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
-        keys, own = UserKeys(tenant=tenant, user=user), Scope(kind="user", name=user)
-        state, has_log, cohort, own_adapter, shared = await self._redis.pipeline(
-            [
-                ("GET", keys.state),
-                ("EXISTS", keys.log),
-                ("HGET", keys.user, "cohort"),
-                ("HGET", ScopeKeys(own, tenant=tenant).scope, "active"),
-                ("HGETALL", shared_adapters(tenant)),
-            ]
+        keys = user_keys(tenant=tenant, user=user)
+        state, has_log, cohort, own_adapter, shared = await self._redis.brief(
+            ("GET", keys.state),
+            ("EXISTS", keys.log),
+            ("HGET", keys.user, "cohort"),
+            ("HGET", own_scope(tenant=tenant, user=user), "active"),
+            ("HGETALL", shared_adapters(tenant)),
         )
         cohort_name = cohort.decode() if cohort else None
-        candidates = [own] + ([Scope(kind="cohort", name=cohort_name)] if cohort_name else []) + [Scope(kind="global")]
-        in_use = {k.decode(): v.decode() for k, v in shared.items()}
-        if own_adapter:
-            in_use[str(own)] = own_adapter.decode()
         return ChatState(
             fast_weights=await self._fast_weights(keys, state, has_log=bool(has_log)),
             cohort=cohort_name,
-            adapters=tuple((scope, in_use[str(scope)]) for scope in candidates if str(scope) in in_use),
+            adapters=_in_use(user, cohort_name, own_adapter, shared) if own_adapter or shared else (),
         )
 
     async def fast_weights(self, *, tenant: str, user: str) -> FastWeights:
@@ -124,7 +122,7 @@ class UserStore:
         if state is not None:
             return self._states.parsed(keys.state, state)
         if not has_log:
-            return FastWeights()
+            return NOTHING_YET
         # Some tenths of a second for thousands of events: other users' chats go on meanwhile.
         history, started = await self._logs.read(keys), time.perf_counter()
         rebuilt = await asyncio.to_thread(history.fold)
@@ -138,10 +136,8 @@ class UserStore:
 
     async def record(self, interaction: Interaction, *, retention_seconds: int) -> None:
         """Keep an interaction for as long as it may be given feedback."""
-        keys = UserKeys(tenant=interaction.tenant, user=interaction.user)
-        await self._redis.call(
-            "SET", keys.interaction(interaction.id), interaction.model_dump_json(), "EX", retention_seconds
-        )
+        key = user_keys(tenant=interaction.tenant, user=interaction.user).interaction(interaction.id)
+        await self._redis.brief(("SET", key, interaction.model_dump_json(), "EX", retention_seconds))
 
     async def feedback_inputs(
         self, interaction_id: str, *, tenant: str, user: str, other_id: str | None, idempotency_key: str | None
@@ -150,13 +146,13 @@ class UserStore:
 
         The interaction is read after the fast weights: what came in between makes `append` refuse, for the log has moved on.
         """
-        keys = UserKeys(tenant=tenant, user=user)
+        keys = user_keys(tenant=tenant, user=user)
         reads = [("GET", keys.state), ("EXISTS", keys.log), ("GET", keys.interaction(interaction_id))]
         if other_id is not None:
             reads.append(("GET", keys.interaction(other_id)))
         if idempotency_key is not None:
             reads.append(("GET", keys.idempotency(idempotency_key)))
-        state, has_log, found, *more = await self._redis.pipeline(reads)
+        state, has_log, found, *more = await self._redis.brief(*reads)
         fast_weights = await self._fast_weights(keys, state, has_log=bool(has_log))
         if state is None and has_log:
             found = await self._redis.call("GET", keys.interaction(interaction_id))
@@ -194,7 +190,7 @@ class UserStore:
             Conflict: another event came first; read again and retry.
             NotFound: the interaction has expired meanwhile.
         """
-        keys = UserKeys(tenant=tenant, user=user)
+        keys = user_keys(tenant=tenant, user=user)
         names = [keys.log, keys.state, keys.due, keys.optimize, keys.long, keys.users]
         names.append(keys.idempotency(idempotency_key or ""))
         folded = after.model_dump_json().encode()
@@ -237,6 +233,14 @@ class UserStore:
         key = UserKeys(tenant=tenant, user=user).idempotency(idempotency_key)
         await self._redis.script(REMEMBER, [key], receipt, seconds)
 
+    async def confirm(self, *, tenant: str, user: str) -> None:
+        """What was written of a user is where the settings want it before it is acknowledged.
+
+        Raises:
+            StoreUnavailable: too few replicas have it, in time. It stays written.
+        """
+        await self._redis.confirm(user_keys(tenant=tenant, user=user).confirm)
+
     async def log(self, *, tenant: str, user: str, after: int = 0) -> UserHistory:
         """The user's log past revision `after`, or past the archived events where those reach further."""
         return (await self._logs.read(UserKeys(tenant=tenant, user=user))).past(after)
@@ -262,3 +266,18 @@ class UserStore:
         """Every user of a tenant that ever gave feedback."""
         pages = await self._redis.pipeline([("ZRANGE", users_index(b, tenant), 0, -1) for b in range(BUCKETS)])
         return [user.decode() for page in pages for user in page]
+
+
+def _in_use(
+    user: str, cohort: str | None, own: bytes | None, shared: dict[bytes, bytes]
+) -> tuple[tuple[Scope, str], ...]:
+    """Versions that may serve a user, most specific first.
+
+    Args:
+        own: of the user's own scope.
+        shared: scope -> version, of the tenant's cohorts and its global scope.
+    """
+    scopes = [Scope(kind="user", name=user)]
+    scopes += ([Scope(kind="cohort", name=cohort)] if cohort else []) + [Scope(kind="global")]
+    found = [own, *(shared.get(str(scope).encode()) for scope in scopes[1:])]
+    return tuple((scope, name.decode()) for scope, name in zip(scopes, found, strict=True) if name)

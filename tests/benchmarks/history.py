@@ -132,7 +132,7 @@ class Lives:
     def _chats(self, gateway: processes.Service) -> float:
         """The median overhead of a round's chats, milliseconds."""
         caller = Caller(gateway.port, self._key)
-        return median(float(caller.chat(USER, f"Line {n}?")[1]["x-fastslow-overhead-ms"]) for n in range(CHATS))
+        return median(caller.overhead_ms(USER, f"Line {n}?") for n in range(CHATS))
 
     async def _feedbacks(self, length: int) -> tuple[Round, float]:
         """A round's feedbacks, and the gateway's CPU time for them."""
@@ -180,9 +180,14 @@ class Lives:
         return out
 
     def ratio(self) -> float:
-        """The longest history's p50 to the shortest one's, the median over repeats."""
+        """The longest history's p50 of feedback to the shortest one's, the median over repeats."""
         short, long = self.at[min(self.at)], self.at[max(self.at)]
         return median(b.ms(0.5) / a.ms(0.5) for a, b in zip(short.rounds, long.rounds, strict=True))
+
+    def chat_ratio(self, kind: str) -> float:
+        """The same of the gateway's own part of a chat."""
+        short, long = self.at[min(self.at)].overhead_ms[kind], self.at[max(self.at)].overhead_ms[kind]
+        return median(b / a for a, b in zip(short, long, strict=True))
 
     def details(self) -> dict[str, dict[str, float]]:
         """By length of history."""

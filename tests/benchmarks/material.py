@@ -3,7 +3,7 @@
 import http.client
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.benchmarks.load import http_request
@@ -34,6 +34,7 @@ SYSTEM = (
     "You are the guide of a small town. You know its streets, trams, shops and offices, and answer what visitors ask."
 )
 COUNTER = b"00000000"
+CHAT = "/v1/chat/completions"
 
 
 def headers(key: str, user: str) -> dict[str, str]:
@@ -53,15 +54,21 @@ def conversation(question: str) -> list[dict[str, str]]:
     ]
 
 
-def chat_requests(key: str, user: str, numbers: Iterator[int], *, stream: bool) -> Iterator[bytes]:
-    """Chats without end, prebuilt but for a number in the last message: its tokens are counted anew each time, as in life."""
+def chat_requests(
+    key: str, user: str, numbers: Iterator[int], *, stream: bool, path: str = CHAT, other: Mapping[str, Any] = {}
+) -> Iterator[bytes]:
+    """Chats without end, prebuilt but for a number in the last message: its tokens are counted anew each time, as in life.
+
+    Args:
+        other: fields of the body that differ, or that come on top.
+    """
     body: dict[str, Any] = {
         "model": MODEL,
         "messages": conversation(f"{QUESTIONS[0]} I have ticket {COUNTER.decode()}."),
     }
-    body |= {"max_tokens": 64, "temperature": 0.7} | ({"stream": True} if stream else {})
+    body |= {"max_tokens": 64, "temperature": 0.7} | ({"stream": True} if stream else {}) | other
     encoded = json.dumps(body, separators=(",", ":")).encode()
-    before, after = http_request("POST", "/v1/chat/completions", headers(key, user), encoded).split(COUNTER)
+    before, after = http_request("POST", path, headers(key, user), encoded).split(COUNTER)
     return (b"%b%08d%b" % (before, n, after) for n in numbers)
 
 
@@ -99,7 +106,11 @@ class Caller:
         return json.loads(content), reply.headers
 
     def chat(self, user: str, question: str) -> tuple[dict[str, Any], http.client.HTTPMessage]:
-        return self.call("POST", "/v1/chat/completions", user, {"model": MODEL, "messages": conversation(question)})
+        return self.call("POST", CHAT, user, {"model": MODEL, "messages": conversation(question)})
+
+    def overhead_ms(self, user: str, question: str) -> float:
+        """The gateway's own part of a chat, as it tells it in the reply's header."""
+        return float(self.chat(user, question)[1]["x-fastslow-overhead-ms"])
 
     def teach(self, user: str) -> int:
         """Give the user a context of all comments and corrections above; its size in tokens."""

@@ -5,6 +5,7 @@ A whole reply comes after 5 ms; a stream's first chunk after 5 ms and 17 more a 
 
 import asyncio
 import json
+import re
 import selectors
 import sys
 from typing import cast
@@ -15,6 +16,8 @@ MODEL = "smollm2-135m-instruct"
 THINK_SECONDS = 0.005
 CHUNK_SECONDS = 0.001
 CHUNKS = 18
+# Some clients put a space there.
+STREAMS = re.compile(rb'"stream": ?true')
 TEXT = (
     "The shortest way is along the canal, past the two mills, and over the second stone bridge, "
     "where a path climbs to the station on the left."
@@ -82,7 +85,7 @@ class MockVllm(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
-        streams, self._body = b'"stream":true' in self._body, b""
+        streams, self._body = STREAMS.search(self._body) is not None, b""
         pieces = STREAM if streams else [WHOLE]
         due = self._loop.time() + THINK_SECONDS
         self._loop.call_at(due, self._send, pieces, 0, due)

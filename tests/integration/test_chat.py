@@ -204,6 +204,15 @@ async def test_json_without_a_content_type_is_taken_for_json(client: httpx.Async
     assert (await client.post("/v1/chat/completions", content=json.dumps(CHAT))).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "application/vnd.api+json", ""])
+async def test_json_by_another_name_is_taken_too(client: httpx.AsyncClient, kind: str) -> None:
+    sent = await client.post("/v1/chat/completions", content=json.dumps(CHAT), headers={"Content-Type": kind})
+    refused = await client.post(
+        "/v1/chat/completions", content=json.dumps(CHAT | {"seed": "x"}), headers={"Content-Type": kind}
+    )
+    assert (sent.status_code, refused.status_code, refused.json()["error"]["param"]) == (200, 400, "seed")
+
+
 @pytest.mark.parametrize("raw", ["", "[]", "null", "7"])
 async def test_a_body_that_is_no_object_is_a_400_that_says_so(client: httpx.AsyncClient, raw: str) -> None:
     response = await client.post("/v1/chat/completions", content=raw)

@@ -85,10 +85,10 @@ async def ask(engine: VllmEngine, user: str = "alice", **body: Any) -> dict[str,
 
 async def stream(engine: VllmEngine, user: str = "alice") -> list[bytes]:
     async with engine.stream(BODY | {"stream": True}, request_id="one", affinity=key(user)) as events:
-        return [event async for event in events]
+        return [event async for piece in events for event in piece]
 
 
-async def drained(events: AsyncIterator[bytes]) -> None:
+async def drained(events: AsyncIterator[list[bytes]]) -> None:
     async for _ in events:
         pass
 

@@ -14,7 +14,10 @@ from service.store import Store
 from tests.factories import ALICE, give_feedback, one_by_one, outcome_of
 from tests.fakes import FakeVllm
 from tests.jobs import Trainer, active, opened, run
+from tests.s3_server import BUCKET, s3_server
+from workers.adapter_store import adapter_store
 from workers.consolidation.work import Outcome, Work
+from workers.files import ASIDE
 from workers.retention import replicas, retire_old, superseded
 
 NOBODY_THERE = "http://127.0.0.1:9"
@@ -38,10 +41,14 @@ def publishing(settings: Settings) -> Callable[[Work], Outcome]:
 
 
 def publish(settings: Settings, version: AdapterVersion) -> None:
-    folder = settings.adapter_store_dir / version.name
+    """Into whichever store."""
+    adapters = adapter_store(settings)
+    folder = adapters.work / f"{ASIDE}{version.name}"
     folder.mkdir(parents=True)
     (folder / "provenance.json").write_text(version.model_dump_json())
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_config.json").write_text("{}")
+    adapters.put(folder, version.name)
 
 
 async def promoted(store: Store, settings: Settings, vllm: FakeVllm, *, versions: int) -> list[str]:
@@ -187,6 +194,22 @@ async def test_the_version_in_use_is_never_retired(store: Store, settings: Setti
 
 async def test_a_store_that_is_not_there_yet_has_nothing_old(store: Store, settings: Settings) -> None:
     assert await tick(store, settings) == []
+
+
+async def test_an_object_store_loses_the_same_versions_and_nothing_else(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    with s3_server() as s3:
+        away = {"adapter_store": f"s3://{BUCKET}/retention", "adapter_store_options": s3.options}
+        of_objects = settings.model_copy(update=away)
+        names = await promoted(store, of_objects, vllm, versions=6)
+        assert await tick(store, of_objects) == names[:2]
+        assert vllm.evicted == names[:2]
+        assert sorted(adapter_store(of_objects).names()) == sorted(names[2:])
+        assert not any(name in key for key in s3.fs.find(of_objects.adapter_store) for name in names[:2])
+        s3.stop()
+        with pytest.raises(OSError, match="does not answer"):
+            await tick(store, of_objects)
 
 
 async def test_half_a_deletion_is_not_seen_as_a_version(store: Store, settings: Settings, vllm: FakeVllm) -> None:

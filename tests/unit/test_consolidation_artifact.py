@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from service.domain.slow_weights import AdapterVersion, Scope, version_name
 from service.errors import JobFailed
 from tests.factories import train_report
-from workers.consolidation.artifact import ASIDE, ORPHAN_SECONDS, aside, clean_orphans, publish
+from workers.adapter_store import FolderStore
+from workers.consolidation.artifact import aside, publish
+from workers.files import ASIDE, ORPHAN_SECONDS, remove_orphans
 
 REPORT = train_report()
 
@@ -46,9 +48,10 @@ def version_of(sha256, *, job="job-1", number=1):
 
 
 def test_a_published_version_is_whole_and_nothing_lies_beside_it(tmp_path):
-    with aside(tmp_path, job="job-1") as folder:
+    with aside(FolderStore(tmp_path), job="job-1") as folder:
         version = version_of(fill(folder))
-        target = publish(folder, version, store=tmp_path)
+        publish(folder, version, store=FolderStore(tmp_path))
+    target = tmp_path / version.name
     assert [path.name for path in tmp_path.iterdir()] == [version.name]
     assert sorted(path.name for path in target.iterdir()) == [
         "adapter_config.json",
@@ -59,43 +62,43 @@ def test_a_published_version_is_whole_and_nothing_lies_beside_it(tmp_path):
 
 
 def test_the_same_name_is_not_written_again_by_another_job(tmp_path):
-    with aside(tmp_path, job="job-1") as folder:
-        publish(folder, version_of(fill(folder)), store=tmp_path)
-    with aside(tmp_path, job="job-2") as folder, pytest.raises(JobFailed, match="in the store already"):
-        publish(folder, version_of(fill(folder), job="job-2"), store=tmp_path)
+    with aside(FolderStore(tmp_path), job="job-1") as folder:
+        publish(folder, version_of(fill(folder)), store=FolderStore(tmp_path))
+    with aside(FolderStore(tmp_path), job="job-2") as folder, pytest.raises(JobFailed, match="in the store already"):
+        publish(folder, version_of(fill(folder), job="job-2"), store=FolderStore(tmp_path))
     (target,) = tmp_path.iterdir()
     assert AdapterVersion.model_validate_json((target / "provenance.json").read_bytes()).job == "job-1"
 
 
 def test_a_job_done_again_after_its_rename_ends_with_the_one_version(tmp_path):
     for _ in range(2):
-        with aside(tmp_path, job="job-1") as folder:
-            publish(folder, version_of(fill(folder)), store=tmp_path)
+        with aside(FolderStore(tmp_path), job="job-1") as folder:
+            publish(folder, version_of(fill(folder)), store=FolderStore(tmp_path))
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_weights_that_are_not_what_was_measured_are_not_published(tmp_path):
-    with aside(tmp_path, job="job-1") as folder:
+    with aside(FolderStore(tmp_path), job="job-1") as folder:
         version = version_of(fill(folder))
         fill(folder, value=2.0)
         with pytest.raises(JobFailed, match="not what was written"):
-            publish(folder, version, store=tmp_path)
+            publish(folder, version, store=FolderStore(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cut_off_weights_file_is_not_published(tmp_path):
-    with aside(tmp_path, job="job-1") as folder:
+    with aside(FolderStore(tmp_path), job="job-1") as folder:
         fill(folder)
         weights = folder / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4])
         version = version_of(hashlib.sha256(weights.read_bytes()).hexdigest())
         with pytest.raises(JobFailed, match="can't be read back"):
-            publish(folder, version, store=tmp_path)
+            publish(folder, version, store=FolderStore(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def write_to_a_full_disk(store):
-    with aside(store, job="job-1") as folder:
+    with aside(FolderStore(store), job="job-1") as folder:
         fill(folder)
         # The kernel's own refusal: this device is always full.
         with open("/dev/full", "w") as device:
@@ -110,12 +113,12 @@ def test_a_full_disk_fails_the_job_and_leaves_nothing(tmp_path):
 
 def test_a_store_that_is_no_folder_fails_the_job(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(JobFailed, match="can't be written"), aside(tmp_path / "file", job="job-1"):
+    with pytest.raises(JobFailed, match="can't be used"), aside(FolderStore(tmp_path / "file"), job="job-1"):
         pass
 
 
 def test_other_errors_pass_through_and_the_folder_goes(tmp_path):
-    with pytest.raises(ZeroDivisionError), aside(tmp_path, job="job-1"):
+    with pytest.raises(ZeroDivisionError), aside(FolderStore(tmp_path), job="job-1"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -125,8 +128,9 @@ def test_a_worker_killed_while_it_writes_leaves_no_version(tmp_path):
         """
         import sys, time
         from pathlib import Path
+        from workers.adapter_store import FolderStore
         from workers.consolidation.artifact import aside
-        with aside(Path(sys.argv[1]), job="job-1") as folder:
+        with aside(FolderStore(Path(sys.argv[1])), job="job-1") as folder:
             (folder / "adapter_model.safetensors").write_bytes(b"half")
             print("writing", flush=True)
             time.sleep(60)
@@ -138,14 +142,14 @@ def test_a_worker_killed_while_it_writes_leaves_no_version(tmp_path):
     worker.wait()
     worker.stdout.close()
     assert all(path.name.startswith(ASIDE) for path in tmp_path.iterdir())
-    clean_orphans(tmp_path, now=time.time())
+    remove_orphans(tmp_path, f"{ASIDE}*", now=time.time())
     assert len(list(tmp_path.iterdir())) == 1, "a folder this young may belong to a worker that lives"
-    clean_orphans(tmp_path, now=time.time() + ORPHAN_SECONDS + 60)
+    remove_orphans(tmp_path, f"{ASIDE}*", now=time.time() + ORPHAN_SECONDS + 60)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_space_is_told_from_other_troubles(tmp_path):
-    with pytest.raises(JobFailed, match="is full"), aside(tmp_path, job="job-1"):
+    with pytest.raises(JobFailed, match="is full"), aside(FolderStore(tmp_path), job="job-1"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(JobFailed, match="Permission denied"), aside(tmp_path, job="job-1"):
+    with pytest.raises(JobFailed, match="Permission denied"), aside(FolderStore(tmp_path), job="job-1"):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.domain.context import choose, neutralize, render
+from service.domain.context import choose, render
 from service.domain.events import Edit, EditEvent, Event, Member, PopulationEvent, parse_event
 from service.domain.fast_weights import MAX_GUIDELINES, MAX_ITEM_CHARS, FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Interaction, Message, Preference, Signals, VersionTuple
 from service.domain.fold import apply, fold
 from service.domain.items import DECAY, Credit, Guideline
 from service.domain.population import draw, member_id
+from service.tokens import neutralize
 
 NOBODY_ABSORBED: frozenset[str] = frozenset()
 

@@ -53,3 +53,17 @@ def test_celery_is_named_in_one_module_of_the_gateway() -> None:
 def test_settings_is_the_only_reader_of_the_environment() -> None:
     readers = [f.name for f in SERVICE.rglob("*.py") if "os.environ" in f.read_text() or "os.getenv" in f.read_text()]
     assert readers == []
+
+
+def test_a_store_that_is_a_folder_loads_nothing_of_object_stores() -> None:
+    code = """
+import sys
+from service.settings import Settings
+from workers.adapter_store import adapter_store, local_copies
+from workers.vllm_plugin.held_copies import HeldCopies
+settings = Settings(_env_file=None, adapter_store="file:///somewhere")
+HeldCopies(local_copies(settings), adapter_store(settings))
+print([m for m in ("fsspec", "s3fs", "torch", "vllm") if m in sys.modules])
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

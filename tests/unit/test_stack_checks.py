@@ -130,7 +130,14 @@ def test_nothing_embedded_is_started_where_urls_are_given(tmp_path: Path) -> Non
 
 
 def test_the_children_read_back_the_settings_that_are_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = settings(tmp_path, sweep_scopes=("user", "cohort"), lora_target_modules=("q_proj",), jwt_key="s3cret")
+    given = settings(
+        tmp_path,
+        sweep_scopes=("user", "cohort"),
+        lora_target_modules=("q_proj",),
+        jwt_key="s3cret",
+        adapter_store="s3://adapters",
+        adapter_store_options={"endpoint_url": "http://minio:9000"},
+    )
     full = in_force(given, KEYS)
     for child in children(given, KEYS):
         assert child.env[MARK] == str(tmp_path)

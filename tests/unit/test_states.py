@@ -3,7 +3,7 @@
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Signals
 from service.domain.fold import fold
-from service.store.states import LEAST_BYTES, States
+from service.store.states import OVERHEAD_BYTES, States
 from tests.unit.test_fast_weights import log_of
 
 
@@ -16,7 +16,6 @@ def weights(count: int, word: str = "rule") -> tuple[bytes, FastWeights]:
 def test_the_same_bytes_are_parsed_once_and_others_anew() -> None:
     states = States()
     (raw, state), (newer_raw, newer) = weights(30), weights(31)
-    assert len(raw) > LEAST_BYTES
     first = states.parsed("alice", raw)
     assert first == state
     assert states.parsed("alice", bytes(bytearray(raw))) is first
@@ -31,22 +30,25 @@ def test_what_was_written_need_not_be_parsed() -> None:
     assert states.parsed("alice", raw) is state
 
 
-def test_the_least_recently_used_makes_room_and_small_ones_take_none() -> None:
-    (raw, state), (small_raw, small) = weights(30), weights(1)
-    states = States(most_bytes=2 * len(raw) + len(small_raw))
+def test_the_least_recently_used_makes_room() -> None:
+    raw, state = weights(30)
+    states = States(most_bytes=2 * (len(raw) + OVERHEAD_BYTES))
     for user in ("alice", "bob"):
         states.keep(user, raw, state)
-    states.keep("dora", small_raw, small)
     assert states.parsed("alice", raw) is state
     states.keep("cleo", raw, state)
     kept = {user: states.parsed(user, raw) is state for user in ("alice", "cleo", "bob")}
     assert kept == {"alice": True, "cleo": True, "bob": False}
 
 
-def test_a_state_that_shrank_leaves_its_room() -> None:
-    (raw, state), (small_raw, small) = weights(30), weights(1)
-    states = States(most_bytes=len(raw))
+def test_a_state_that_shrank_leaves_its_room_and_one_that_is_too_large_is_not_kept() -> None:
+    (raw, state), (small_raw, small), (large_raw, large) = weights(30), weights(1), weights(31)
+    states = States(most_bytes=len(raw) + len(small_raw) + 2 * OVERHEAD_BYTES)
     states.keep("alice", raw, state)
     states.keep("alice", small_raw, small)
     states.keep("bob", raw, state)
     assert states.parsed("bob", raw) is state
+    assert states.parsed("alice", small_raw) is small
+    tight = States(most_bytes=len(raw) + OVERHEAD_BYTES)
+    tight.keep("cleo", large_raw, large)
+    assert tight.parsed("cleo", large_raw) is not large

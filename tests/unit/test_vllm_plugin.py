@@ -1,124 +1,33 @@
-"""The parts of our vLLM plugin that need no vLLM: the verified copy, and the order of an eviction."""
+"""The parts of our vLLM plugin that need no model: the order of an eviction, and who makes room for others."""
 
 import asyncio
-import hashlib
-import json
-import shutil
+import os
+import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.adapters import NAME, write_version
+from tests.waiting import until
+from workers.adapter_store import AdapterRefused, Copies, FolderStore
 from workers.vllm_plugin.eviction import Adapters, Readers
-from workers.vllm_plugin.local_copy import AdapterRefused, local_copy
+from workers.vllm_plugin.held_copies import HeldCopies
 
-WEIGHTS = b"weights of an adapter"
-SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
-NAME = f"fs-0123456789ab-0001-{SHA256[:12]}"
+# Two of the small versions of these tests.
+MOST_BYTES = 600
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A store that holds version NAME of the base model `base`."""
-    folder = tmp_path / "store" / NAME
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
-    (folder / "adapter_config.json").write_text("{}")
-    provenance = {"name": NAME, "base_model": "base", "content_sha256": SHA256}
-    (folder / "provenance.json").write_text(json.dumps(provenance))
-    (folder / "notes.txt").write_text("not copied")
-    return folder.parent
+    return write_version(tmp_path / "store").parent
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def copy_of(name: str, store: Path, cache: Path, base_model: str = "base") -> Path | None:
-    return local_copy(name, store=store, cache=cache, base_model=base_model)
-
-
-def change_provenance(store: Path, **fields: str) -> None:
-    file = store / NAME / "provenance.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-
-
-def test_a_version_is_copied_with_its_three_files_and_nothing_else(store, cache):
-    copy = copy_of(NAME, store, cache)
-    assert copy == cache / NAME
-    assert sorted(file.name for file in copy.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "provenance.json",
-    ]
-    assert [folder.name for folder in cache.iterdir()] == [NAME]
-
-
-@pytest.mark.parametrize(
-    "name", ["fs-0123456789ab-0001-ffffffffffff", "base", "../store", f"../store/{NAME}", f"{NAME}\n", ""]
-)
-def test_an_unknown_or_malformed_name_has_no_copy(store, cache, name):
-    assert copy_of(name, store, cache) is None
-    assert not cache.exists()
-
-
-def test_a_copy_serves_on_when_the_store_has_lost_the_version(store, cache):
-    copy_of(NAME, store, cache)
-    shutil.rmtree(store)
-    assert copy_of(NAME, store, cache) == cache / NAME
-
-
-def test_a_spoilt_copy_is_made_again(store, cache):
-    weights = copy_of(NAME, store, cache) / "adapter_model.safetensors"
-    weights.write_bytes(b"bits rot")
-    copy_of(NAME, store, cache)
-    assert weights.read_bytes() == WEIGHTS
-
-
-def test_weights_that_differ_from_their_hash_are_refused_and_leave_nothing(store, cache):
-    (store / NAME / "adapter_model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(AdapterRefused, match="SHA-256"):
-        copy_of(NAME, store, cache)
-    assert list(cache.iterdir()) == []
-
-
-def test_a_provenance_changed_along_with_its_weights_is_refused_by_the_name(store, cache):
-    (store / NAME / "adapter_model.safetensors").write_bytes(b"other weights")
-    change_provenance(store, content_sha256=hashlib.sha256(b"other weights").hexdigest())
-    with pytest.raises(AdapterRefused, match="SHA-256"):
-        copy_of(NAME, store, cache)
-
-
-def test_a_version_of_another_base_model_is_refused(store, cache):
-    with pytest.raises(AdapterRefused, match="trained on base, and other is served"):
-        copy_of(NAME, store, cache, base_model="other")
-
-
-def test_another_versions_provenance_is_refused(store, cache):
-    change_provenance(store, name="fs-0123456789ab-0002-000000000000")
-    with pytest.raises(AdapterRefused, match="provenance is of"):
-        copy_of(NAME, store, cache)
-
-
-@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "provenance.json"])
-def test_a_missing_file_is_refused_by_its_name(store, cache, file):
-    (store / NAME / file).unlink()
-    with pytest.raises(AdapterRefused, match=file):
-        copy_of(NAME, store, cache)
-
-
-def test_a_provenance_that_is_no_json_is_refused(store, cache):
-    (store / NAME / "provenance.json").write_text("{")
-    with pytest.raises(AdapterRefused, match="not an adapter version"):
-        copy_of(NAME, store, cache)
-
-
-def test_a_cache_that_cant_be_written_is_refused_in_one_line(store, tmp_path):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(AdapterRefused, match="can't be copied"):
-        copy_of(NAME, store, tmp_path / "cache")
 
 
 class RecordingEngine:
@@ -136,13 +45,14 @@ class RecordingEngine:
 @pytest.fixture
 def loaded(store: Path, cache: Path) -> SimpleNamespace:
     """A replica that has loaded NAME as number 7."""
-    copy = copy_of(NAME, store, cache)
+    copies = HeldCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="base"), FolderStore(store))
+    copy = copies.take(NAME)
     models = SimpleNamespace(
         lora_requests={NAME: SimpleNamespace(lora_int_id=7)}, lora_resolver_lock=defaultdict(asyncio.Lock)
     )
     engine, readers = RecordingEngine(copy), Readers()
-    adapters = Adapters(models=models, engine=engine, readers=readers, cache=cache, abort_grace_seconds=0.0)
-    return SimpleNamespace(adapters=adapters, models=models, engine=engine, readers=readers, copy=copy)
+    adapters = Adapters(models=models, engine=engine, readers=readers, copies=copies, abort_grace_seconds=0.0)
+    return SimpleNamespace(adapters=adapters, models=models, engine=engine, readers=readers, copies=copies, copy=copy)
 
 
 async def test_an_eviction_drops_the_name_then_the_weights_then_the_copy(loaded):
@@ -188,3 +98,86 @@ async def test_evicting_what_is_not_there_is_fine(loaded):
     assert await loaded.adapters.evict("fs-0123456789ab-0009-000000000000")
     assert loaded.engine.removed == []
     assert loaded.copy.exists()
+
+
+def more(store: Path, count: int) -> list[str]:
+    return [write_version(store, weights=b"%20d" % n, number=n + 2).name for n in range(count)]
+
+
+async def test_the_least_recently_used_adapters_make_room_and_a_reader_keeps_its_files_until_it_ends(
+    loaded, store, cache
+):
+    names = [NAME, *more(store, 3)]
+    for age, name in enumerate(reversed(names)):
+        loaded.copies.take(name)
+        loaded.models.lora_requests[name] = SimpleNamespace(lora_int_id=7)
+        os.utime(cache / name, (time.time() - 60 - age,) * 2)
+    loaded.copies.seen(b'{"model":"%b","messages":[]}' % NAME.encode())
+    with loaded.readers.reading():
+        making_room = asyncio.ensure_future(loaded.adapters.make_room())
+        done, _ = await asyncio.wait({making_room}, timeout=0.1)
+        assert not done
+        assert (cache / names[1]).exists()
+    assert await making_room == names[1:3]
+    assert loaded.adapters.names() == sorted([NAME, names[3]])
+    assert sorted(path.name for path in cache.iterdir()) == sorted([NAME, names[3]])
+    assert await loaded.adapters.make_room() == []
+
+
+async def test_what_another_process_needs_stays_on_the_disk(loaded, store, cache):
+    beside = HeldCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="base"), FolderStore(store))
+    beside.take(NAME)
+    assert await loaded.adapters.evict(NAME)
+    assert loaded.copy.exists()
+    beside.let_go(NAME)
+    assert not loaded.copy.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"model":"%b","messages":[]}', True),
+        (b'{"messages": [], "model": "%b"}', True),
+        (b'{"model":"base","messages":[{"role":"user","content":"\\"model\\":\\"%b\\""}]}', False),
+        (b'{"model":"fs-../%b"}', False),
+    ],
+)
+def test_a_request_names_its_adapter_as_its_model_and_nowhere_else(loaded, body, named):
+    os.utime(loaded.copy, (1.0, 1.0))
+    loaded.copies.seen(body % NAME.encode())
+    assert (loaded.copy.stat().st_mtime > 1.0) == named
+
+
+class SlowStore(FolderStore):
+    """Hands nothing out until it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.may = threading.Event()
+
+    def copy_to(self, name: str, folder: Path) -> bool:
+        self.may.wait()
+        return super().copy_to(name, folder)
+
+
+async def test_a_fetch_that_takes_too_long_is_not_waited_for_and_is_there_for_the_next(store, cache):
+    slow = SlowStore(store)
+    copies = HeldCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="base"), slow)
+    try:
+        with pytest.raises(TimeoutError):
+            await copies.taken(NAME, seconds=0.05)
+    finally:
+        slow.may.set()
+    await until(lambda: asyncio.sleep(0, (cache / NAME).exists()), seconds=10, what="the copy")
+    slow.may.clear()
+    assert await copies.taken(NAME, seconds=10) == cache / NAME
+
+
+async def test_a_fetch_that_nobody_waits_for_may_fail(store, cache):
+    slow = SlowStore(store)
+    copies = HeldCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="other"), slow)
+    with pytest.raises(TimeoutError):
+        await copies.taken(NAME, seconds=0.05)
+    slow.may.set()
+    with pytest.raises(AdapterRefused, match="trained on base"):
+        await copies.taken(NAME, seconds=10)

@@ -59,6 +59,26 @@ def test_only_our_plugins_are_loaded_and_they_see_the_same_folders(tmp_path):
     assert environment["FASTSLOW_MODEL_NAME"] == "m"
 
 
+def test_an_object_store_is_named_to_the_plugin_as_it_is_with_its_options_and_limits():
+    options = {"endpoint_url": "http://minio:9000", "client_kwargs": {"region_name": "eu"}}
+    settings = settings_of(adapter_store="s3://b/p", adapter_store_options=options, adapter_cache_gib=3.5)
+    environment = vllm_environment(settings, {})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        read = Settings(_env_file=None)
+    assert (read.adapter_store, read.adapter_store_options, read.adapter_cache_gib) == ("s3://b/p", options, 3.5)
+    assert "minio" not in repr(settings), "options may hold secrets"
+
+
+@pytest.mark.parametrize(
+    ("store", "folder"),
+    [("", "data/adapters"), ("/a/b", "/a/b"), ("file:///a/b", "/a/b"), ("s3://bucket/a", None), ("gs://bucket", None)],
+)
+def test_a_store_is_a_folder_unless_it_has_a_url_of_something_else(store, folder):
+    assert settings_of(adapter_store=store).adapter_store_dir == (Path(folder) if folder else None)
+
+
 def test_the_plugins_that_are_named_are_entry_points_of_ours():
     groups = ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.platform_plugins")
     ours = {entry.name for group in groups for entry in entry_points(group=group)}

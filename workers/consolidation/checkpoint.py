@@ -1,7 +1,7 @@
 """Checkpoints of training: a killed job goes on from the last one, and ends as if it had never been killed.
 
-One file a job, beside where its version will be published, so that whichever worker takes the job over finds it. It names all that the
-rest of the run depends on; where that has changed meanwhile (new feedback, other settings), training starts anew.
+One file a job, where whichever worker takes the job over finds it: in the folder that the store is, or shared through the store. It names
+all that the rest of the run depends on; where that has changed meanwhile (new feedback, other settings), training starts anew.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from workers.adapter_store import AdapterStore
 from workers.consolidation.adamw import SlotAdamW
 from workers.consolidation.learner import Learner, Progress
 from workers.consolidation.lora import LoraStack
@@ -29,11 +30,13 @@ class Checkpoints:
     """The checkpoints of jobs in one folder.
 
     Args:
-        folder: of the adapter store; None keeps none.
+        folder: where they are written; None keeps none.
+        elsewhere: how other nodes get them; None where only this one does.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, elsewhere: AdapterStore | None = None) -> None:
         self._folder = folder
+        self._elsewhere = elsewhere
 
     def path(self, job: str) -> Path | None:
         return self._folder / f".{job}{SUFFIX}" if self._folder else None
@@ -61,10 +64,14 @@ class Checkpoints:
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+        if self._elsewhere is not None:
+            self._elsewhere.share(path)
 
     def resume(self, learner: Learner, stack: LoraStack, optimizer: SlotAdamW) -> None:
         """Set a learner to its last checkpoint, if there is one of this very training."""
         path = self.path(learner.job)
+        if path is not None and self._elsewhere is not None:
+            self._elsewhere.shared(path)
         if path is None or not path.exists():
             return
         try:
@@ -88,6 +95,8 @@ class Checkpoints:
         path = self.path(job)
         if path is not None:
             path.unlink(missing_ok=True)
+            if self._elsewhere is not None:
+                self._elsewhere.unshare(path)
 
 
 def _depends(learner: Learner, stack: LoraStack) -> str:

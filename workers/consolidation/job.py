@@ -11,6 +11,7 @@ from service.domain.feedback import BASE
 from service.domain.policy import Limits
 from service.errors import JobFailed
 from service.settings import Settings
+from workers.adapter_store import AdapterRefused, AdapterStore, adapter_store
 from workers.consolidation.anchors import load_anchors
 from workers.consolidation.artifact import aside
 from workers.consolidation.base import Base
@@ -45,20 +46,20 @@ def consolidate(
     Raises:
         JobFailed: what all of them need can't be had: the anchors, or room on the disk.
     """
-    going, clock, store = Going(works, progress), Clock(base.device), settings.adapter_store_dir
-    checkpoints = Checkpoints(store)
+    going, clock, store = Going(works, progress), Clock(base.device), adapter_store(settings)
+    checkpoints = Checkpoints(store.work, elsewhere=store)
     with clock.stage("data"):
         found = _materials(works, base, settings, going)
     with ExitStack() as folders:
         with clock.stage("anchors"):
-            tasks = _tasks(found, base, settings, folders, going) if found else []
+            tasks = _tasks(found, base, settings, store, folders, going) if found else []
         with clock.stage("train"):
-            trained = _trained(tasks, base, settings, checkpoints, going) if tasks else None
+            trained = _trained(tasks, base, settings, store, checkpoints, going) if tasks else None
         tasks = [task for task in tasks if going.on(task.work.job)]
         if trained is not None and tasks:
-            judged = _judged(tasks, trained, base, settings, clock, going)
+            judged = _judged(tasks, trained, base, settings, store, clock, going)
             for of, judgement in zip(tasks, judged, strict=True):
-                _end(of, judgement, base, settings, limits, clock, going)
+                _end(of, judgement, base, settings, store, limits, clock, going)
     for job, end in going.ends.items():
         # Whoever took the job over goes on from its checkpoint.
         if not isinstance(end, LeaseLost):
@@ -76,7 +77,14 @@ def _materials(works: Sequence[Work], base: Base, settings: Settings, going: Goi
     return found
 
 
-def _tasks(found: Sequence[Material], base: Base, settings: Settings, folders: ExitStack, going: Going) -> list[Task]:
+def _tasks(
+    found: Sequence[Material],
+    base: Base,
+    settings: Settings,
+    store: AdapterStore,
+    folders: ExitStack,
+    going: Going,
+) -> list[Task]:
     anchors = load_anchors(
         base,
         cache=settings.data_dir / "anchors",
@@ -90,7 +98,7 @@ def _tasks(found: Sequence[Material], base: Base, settings: Settings, folders: E
         task(
             of,
             slot=slot,
-            folder=folders.enter_context(aside(settings.adapter_store_dir, job=of.work.job)),
+            folder=folders.enter_context(aside(store, job=of.work.job)),
             anchors=anchors,
             settings=settings,
         )
@@ -99,13 +107,18 @@ def _tasks(found: Sequence[Material], base: Base, settings: Settings, folders: E
 
 
 def _trained(
-    tasks: Sequence[Task], base: Base, settings: Settings, checkpoints: Checkpoints, going: Going
+    tasks: Sequence[Task],
+    base: Base,
+    settings: Settings,
+    store: AdapterStore,
+    checkpoints: Checkpoints,
+    going: Going,
 ) -> LoraStack:
     """The trained adapters. Their stack is out of the base again: what is judged are its exports."""
     with LoraStack.attached(base, Shape.of(settings), slots=len(tasks), seed=settings.train_seed) as stack:
         for of in tasks:
             with going.stopping(of.work.job):
-                _start(stack, of, settings.adapter_store_dir)
+                _start(stack, of, store)
         learners = [of.learner for of in tasks if going.on(of.work.job)]
         train(base, stack, learners, settings=settings, checkpoints=checkpoints, on_step=_telling(going, settings))
     for learner in learners:
@@ -114,24 +127,24 @@ def _trained(
     return stack
 
 
-def _start(stack: LoraStack, of: Task, store: Path) -> None:
+def _start(stack: LoraStack, of: Task, store: AdapterStore) -> None:
     """Give a slot the weights that it starts from.
 
     Raises:
-        JobFailed: the version's files are not in the store, or can't be read.
+        JobFailed: the files of that version, or of another that it will be judged against, can't be had or read.
     """
-    name = of.learner.start
-    if name == BASE:
-        return
-    try:
-        stack.load(of.learner.slot, store / name)
-    except OtherShape as error:
-        # The settings have changed since: it is still judged against that version, and starts from nothing.
-        log.warning("job %s starts anew instead of from %s: %s", of.work.job, name, error)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise JobFailed(
-            f"the version in use, {name}, can't be loaded from {store}: {error}; roll back first"
-        ) from error
+    for name in {of.work.parent, of.work.pooled} - {BASE}:
+        try:
+            with store.reading(name) as folder:
+                if name == of.learner.start:
+                    stack.load(of.learner.slot, folder)
+        except OtherShape as error:
+            # The settings have changed since: it is still judged against that version, and starts from nothing.
+            log.warning("job %s starts anew instead of from %s: %s", of.work.job, name, error)
+        except (OSError, ValueError, KeyError, SafetensorError, AdapterRefused) as error:
+            raise JobFailed(
+                f"the version in use, {name}, can't be loaded from {store}: {error}; if that stays so, roll back"
+            ) from error
 
 
 def _telling(going: Going, settings: Settings) -> Callable[[str, Step], None]:
@@ -157,17 +170,18 @@ def _judged(
     trained: LoraStack,
     base: Base,
     settings: Settings,
+    store: AdapterStore,
     clock: Clock,
     going: Going,
 ) -> list[Judgement]:
     """What each candidate is worth; its export lies in its folder."""
-    store = settings.adapter_store_dir
     rivals = sorted({name for of in tasks for name in (of.work.parent, of.work.pooled)} - {BASE})
-    shape = _room_for(rivals, settings)
+    shape = _room_for(rivals, settings, store)
     with LoraStack.attached(base, shape, slots=len(tasks) + len(rivals)) as judges:
         versions = {name: len(tasks) + n for n, name in enumerate(rivals)}
         for name, slot in versions.items():
-            judges.load(slot, store / name)
+            with store.reading(name) as folder:
+                judges.load(slot, folder)
         candidates = [candidate(of, slot=n, versions=versions, settings=settings) for n, of in enumerate(tasks)]
         anchors = tasks[0].learner.anchors
         meter = Meter(base, trained, judges, anchors, candidates, on_pass=going.counter("measure"))
@@ -177,18 +191,30 @@ def _judged(
             return judge(base, judges, anchors, candidates, fitted, meter=meter, on_pass=going.counter("judge"))
 
 
-def _room_for(versions: Sequence[str], settings: Settings) -> Shape:
+def _room_for(versions: Sequence[str], settings: Settings, store: AdapterStore) -> Shape:
     """The settings' shape, at the highest rank among these versions and it."""
     own = Shape.of(settings)
-    rank = max([own.rank, *(Shape.read(settings.adapter_store_dir / name).rank for name in versions)])
+    rank = own.rank
+    for name in versions:
+        with store.reading(name) as folder:
+            rank = max(rank, Shape.read(folder).rank)
     return own if rank == own.rank else Shape(rank=rank, alpha=rank, targets=own.targets)
 
 
 def _end(
-    of: Task, judgement: Judgement, base: Base, settings: Settings, limits: Limits, clock: Clock, going: Going
+    of: Task,
+    judgement: Judgement,
+    base: Base,
+    settings: Settings,
+    store: AdapterStore,
+    limits: Limits,
+    clock: Clock,
+    going: Going,
 ) -> None:
     job = of.work.job
     if going.on(job):
         with going.stopping(job):
             going.tell(job, Progress(stage="publish"))
-            going.ends[job] = outcome(of, judgement, base=base, settings=settings, limits=limits, clock=clock)
+            going.ends[job] = outcome(
+                of, judgement, base=base, settings=settings, store=store, limits=limits, clock=clock
+            )

@@ -1,9 +1,10 @@
-"""The record of a candidate: its report, its version, and its folder in the store."""
+"""The record of a candidate: its report, its version, and its files in the store."""
 
 from service.domain.policy import Limits, decide
 from service.domain.slow_weights import AdapterVersion, Reject, TrainReport, version_name
 from service.errors import JobFailed
 from service.settings import Settings
+from workers.adapter_store import AdapterStore
 from workers.consolidation.artifact import publish
 from workers.consolidation.base import Base
 from workers.consolidation.clock import Clock
@@ -13,12 +14,19 @@ from workers.consolidation.work import Outcome
 
 
 def outcome(
-    task: Task, judgement: Judgement, *, base: Base, settings: Settings, limits: Limits, clock: Clock
+    task: Task,
+    judgement: Judgement,
+    *,
+    base: Base,
+    settings: Settings,
+    store: AdapterStore,
+    limits: Limits,
+    clock: Clock,
 ) -> Outcome:
     """Decide on a judged candidate, and publish it if it is promoted.
 
     Raises:
-        JobFailed: the disk is full, or another version has the name.
+        JobFailed: the disk is full, the store is away, or another version has the name.
     """
     report = _report(task, judgement, base, clock)
     decision = decide(report, limits)
@@ -26,7 +34,7 @@ def outcome(
         return Outcome(decision=decision, report=report)
     version = _version(task, judgement, report, base, settings)
     try:
-        publish(task.folder, version, store=settings.adapter_store_dir)
+        publish(task.folder, version, store=store)
     except OSError as error:
         raise JobFailed(f"{version.name} can't be published: {error}") from error
     return Outcome(decision=decision, report=report, version=version)

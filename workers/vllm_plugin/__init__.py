@@ -1,7 +1,7 @@
 """What vLLM loads of ours, through its entry points: adapters by name from the store, scores of replies, and a closed set of routes.
 
-- `local_copy.py`  verifies an adapter version and copies it to this replica
 - `resolver.py`    lets a request name an adapter version as its model (loaded in each of vLLM's processes)
+- `held_copies.py` the files that its engine may read at any time
 - `guard.py`       which paths a replica answers, and to whom
 - `eviction.py`    forgets an adapter without pulling files from under a running request
 - `scoring.py`     how likely replies are, exactly, whatever the prefix cache holds

@@ -2,16 +2,16 @@
 
 A request that runs under an adapter makes the engine read its files again whenever the adapter was dropped from memory meanwhile, and
 the engine dies if they are gone. So the files are deleted only after every request that may have taken hold of the adapter has ended.
+Adapters are forgotten because newer ones have replaced them, or because their copies take more of the disk than they may.
 """
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from service.domain.slow_weights import NAME
+from workers.vllm_plugin.held_copies import HeldCopies
 
 # A client that hangs up ends its request a few turns of the event loop before its abort reaches the engine.
 ABORT_GRACE_SECONDS = 0.5
@@ -47,7 +47,7 @@ class Adapters:
         models: vLLM's `OpenAIServingModels`.
         engine: vLLM's `EngineClient`.
         readers: the requests in flight.
-        cache: folder of the local copies.
+        copies: the files that the engine may read.
         abort_grace_seconds: how long after a request's end the engine may still run it.
     """
 
@@ -57,13 +57,13 @@ class Adapters:
         models: Any,
         engine: Any,
         readers: Readers,
-        cache: Path,
+        copies: HeldCopies,
         abort_grace_seconds: float = ABORT_GRACE_SECONDS,
     ) -> None:
         self._models = models
         self._engine = engine
         self._readers = readers
-        self._cache = cache
+        self._copies = copies
         self._abort_grace_seconds = abort_grace_seconds
 
     def names(self) -> list[str]:
@@ -87,7 +87,15 @@ class Adapters:
                 await self._engine.remove_lora(loaded.lora_int_id)
             if name in self._models.lora_requests:
                 return False
-            copy = self._cache / name
-            if copy.exists():
-                await asyncio.to_thread(shutil.rmtree, copy)
+            await asyncio.to_thread(self._copies.let_go, name)
             return True
+
+    async def make_room(self) -> list[str]:
+        """Forget the least recently used adapters while the copies take more than they may; their names.
+
+        Raises:
+            OSError: the copies' folder can't be read.
+        """
+        surplus = await asyncio.to_thread(self._copies.surplus)
+        await asyncio.gather(*map(self.evict, surplus))
+        return surplus

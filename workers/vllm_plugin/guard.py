@@ -4,11 +4,11 @@ vLLM asks for its API key below `/v1` and a few more prefixes only, and offers r
 key, or are known to kill the engine. Here everything is closed that the gateway and the workers don't use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from workers.vllm_plugin.eviction import Readers
@@ -34,12 +34,14 @@ class Guard:
     Args:
         tokens: the accepted API keys; none means that no key is asked for, as in vLLM.
         readers: told of each request to the engine.
+        seen: shown the bytes of each such request.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Sequence[str], readers: Readers) -> None:
+    def __init__(self, app: ASGIApp, *, tokens: Sequence[str], readers: Readers, seen: Callable[[bytes], None]) -> None:
         self._app = app
         self._authentication = AuthenticationMiddleware(app, list(tokens)) if tokens else None
         self._readers = readers
+        self._seen = seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,9 +52,17 @@ class Guard:
             await refusal(scope, receive, send)
         elif scope["method"] == "POST":
             with self._readers.reading():
-                await self._app(scope, receive, send)
+                await self._app(scope, self._showing(receive), send)
         else:
             await self._app(scope, receive, send)
+
+    def _showing(self, receive: Receive) -> Receive:
+        async def received() -> Message:
+            message = await receive()
+            self._seen(message.get("body", b""))
+            return message
+
+        return received
 
     async def _other_than_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

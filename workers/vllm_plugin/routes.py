@@ -3,48 +3,47 @@
 import asyncio
 import logging
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from vllm import envs
+from vllm.lora.resolver import LoRAResolverRegistry
 
 from service.domain.slow_weights import NAME
 from service.engine import SCORE_PATH
-from service.settings import Settings
+from workers.vllm_plugin import resolver
 from workers.vllm_plugin.eviction import Adapters, Readers
 from workers.vllm_plugin.guard import Guard
+from workers.vllm_plugin.held_copies import HeldCopies
 from workers.vllm_plugin.score_route import Scorer, score
 
 logger = logging.getLogger("vllm.fastslow")
 
 # Long replies may hold an adapter for minutes: the caller learns so, and the eviction goes on.
 EVICTION_WAIT_SECONDS = 5.0
+# How often it is looked whether the copies of adapters take more of the disk than they may.
+ROOM_SECONDS = 5.0
 
 
 class Routes:
-    """Our endpoint plugin (vLLM's protocol `EndpointPlugin`).
-
-    Args:
-        cache: folder of the local copies.
-    """
+    """Our endpoint plugin (vLLM's protocol `EndpointPlugin`)."""
 
     name = "fastslow_routes"
     required_tasks = ("generate",)
 
-    def __init__(self, *, cache: Path) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
         self._readers = Readers()
         # The event loop holds tasks weakly.
         self._evictions: set[asyncio.Task[bool]] = set()
+        self._room: asyncio.Task[None] | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Called once, after vLLM's own routes."""
         tokens = [key for key in (app.state.args.api_key or [envs.VLLM_API_KEY]) if key]
         if not tokens:
             logger.warning("No API key is set: whoever reaches this port can use every user's adapter.")
-        app.add_middleware(Guard, tokens=tokens, readers=self._readers)
+        app.add_middleware(Guard, tokens=tokens, readers=self._readers, seen=lambda body: _copies().seen(body))
         app.add_api_route("/fastslow/adapters", self.list_adapters, methods=["GET"])
         app.add_api_route("/fastslow/adapters/{name}", self.evict_adapter, methods=["DELETE"])
         app.add_api_route(SCORE_PATH, score, methods=["POST"])
@@ -52,8 +51,9 @@ class Routes:
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Called once, when the engine is up."""
         state.fastslow_adapters = Adapters(
-            models=state.openai_serving_models, engine=engine_client, readers=self._readers, cache=self._cache
+            models=state.openai_serving_models, engine=engine_client, readers=self._readers, copies=_copies()
         )
+        self._room = asyncio.create_task(_keep_room(state.fastslow_adapters))
         state.fastslow_scorer = Scorer(
             engine=engine_client, chat=state.openai_serving_chat, models=state.openai_serving_models
         )
@@ -80,6 +80,22 @@ class Routes:
             logger.error("An adapter could not be evicted: %r", error)
 
 
+def _copies() -> HeldCopies:
+    """Those that our resolver hands to vLLM in this process."""
+    found: resolver.StoreResolver = LoRAResolverRegistry.get_resolver(resolver.NAME)
+    return found.copies
+
+
+async def _keep_room(adapters: Adapters) -> None:
+    while True:
+        await asyncio.sleep(ROOM_SECONDS)
+        try:
+            if gone := await adapters.make_room():
+                logger.info("%d adapters were least used and made room: %s", len(gone), ", ".join(gone))
+        except OSError as error:
+            logger.error("The copies of adapters can't be looked at: %s", error)
+
+
 def make_routes() -> Routes:
     """Entry point of `vllm.endpoint_plugins`."""
-    return Routes(cache=Settings().adapter_cache)
+    return Routes()
