@@ -98,8 +98,9 @@ class Recall:
         return dict(zip(vectors, cosines.tolist(), strict=True))
 
     async def _remember(self, embedder: Embedder, exemplars: Sequence[Exemplar], *, tenant: str, user: str) -> None:
-        await self._vectors(embedder, exemplars, tenant=tenant, user=user)
+        # Not the other way round: an earlier feedback's task that is late would drop what a later one's has stored.
         await self._store.keep([e.id for e in exemplars], tenant=tenant, user=user, model=embedder.name)
+        await self._vectors(embedder, exemplars, tenant=tenant, user=user)
 
     async def _vectors(
         self, embedder: Embedder, exemplars: Sequence[Exemplar], *, tenant: str, user: str

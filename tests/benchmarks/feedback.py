@@ -17,13 +17,13 @@ from statistics import median
 
 import uvloop
 from redis import Redis
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tests.benchmarks import history, processes, sides, stored
 from tests.benchmarks.sides import ACTIVE, Side
 from tests.benchmarks.stats import json_line, median_ms, median_rps
+from tests.benchmarks.terminal import terminal
 
 FEW, MANY = 10, 100_000
 HISTORIES = (1, 100, 1_000, 10_000)
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=10_000, help="feedbacks of the user with the longest history")
     options = parser.parse_args()
     cores = processes.split_cores()
-    console = Console(stderr=True)
+    console = terminal()
     os.sched_setaffinity(0, cores.others)
     columns = (TextColumn("{task.description:<30}"), BarColumn(), TimeRemainingColumn())
     with ExitStack() as stack:

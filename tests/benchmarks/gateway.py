@@ -31,11 +31,11 @@ from tests.benchmarks.material import Caller, numbers
 from tests.benchmarks.mock_vllm import TEXT
 from tests.benchmarks.passthrough import UPSTREAM
 from tests.benchmarks.targets import DIRECT, FULL, OFF, PASSTHROUGH, USERS, Target
+from tests.benchmarks.terminal import terminal
 
 # Before each round, unmeasured: new connections, and a core that has just done something else.
 WARM_SECONDS = 0.15
 # Wrapped lines can be read, cut-off columns can't.
-TABLE_WIDTH = 104
 
 
 @dataclass
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a PNG to draw")
     options = parser.parse_args()
     cores = processes.split_cores()
-    console = Console(stderr=True)
+    console = terminal()
     os.sched_setaffinity(0, cores.others)
     columns = (TextColumn("{task.description:<42}"), BarColumn(), TimeRemainingColumn())
     with processes.tidy_end(), running(cores, console, with_peers=options.peers) as bench:
@@ -157,7 +157,6 @@ def main() -> None:
             gc.disable()
             runner.run(bench.measure(repeats=options.repeats, seconds=options.seconds, progress=progress))
         check_recorded(bench)
-        console.width = max(console.width, TABLE_WIDTH)
         console.print(table(bench.measured))
         told = {"cores": cores.told, "load_average": os.getloadavg()[0]}
         result = line(bench.measured, overhead_header_ms=overhead_header_ms(bench), told=told)

@@ -146,7 +146,7 @@ def draw(measured: Measured, path: Path) -> None:
         axes.set(xlabel="connections", ylabel="replies a second (log)", title=title, yscale="log")
         axes.set_xticks(range(len(CONNECTIONS)), [str(connections) for connections in CONNECTIONS])
         axes.grid(axis="y", alpha=0.3)
-    whole.legend(frameon=False, fontsize=8)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     _bars(added, measured)
     figure.savefig(path, dpi=120)
 

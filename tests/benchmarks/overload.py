@@ -20,7 +20,6 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from service.keys import ensure_keys
@@ -30,6 +29,7 @@ from tests.benchmarks.material import CHAT, conversation, headers
 from tests.benchmarks.mock_vllm import MODEL
 from tests.benchmarks.stats import json_line, percentile
 from tests.benchmarks.targets import USERS
+from tests.benchmarks.terminal import terminal
 
 FACTORS = (1.0, 2.0, 3.0)
 MIB = 1 << 20
@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    console = Console(stderr=True)
+    console = terminal()
     cores = processes.split_cores()
     os.sched_setaffinity(0, cores.others)
     with ExitStack() as stack:

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from tests.benchmarks import processes
 from tests.benchmarks.material import Caller
 from tests.benchmarks.mock_vllm import MODEL
 from tests.benchmarks.stats import json_line
+from tests.benchmarks.terminal import terminal
 from tests.e2e.tour import LESSONS
 
 ASKED = (
@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--feedbacks", type=int, default=36, help="at most 36")
     options = parser.parse_args()
-    console = Console(stderr=True, width=120)
+    console = terminal()
     columns = (TextColumn("{task.description:<22}"), BarColumn(), TimeRemainingColumn())
     feedbacks: list[Feedback] = []
     questions = itertools.cycle(ASKED)

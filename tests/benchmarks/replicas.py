@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 import httpx
-from rich.console import Console
 from rich.table import Table
 
 from service.domain.slow_weights import AdapterVersion, Scope
@@ -33,6 +32,7 @@ from tests.benchmarks.adapter_loads import LOGGING, Logs
 from tests.benchmarks.mock_vllm import MODEL
 from tests.benchmarks.replica_adapters import put_in_use, write_adapters
 from tests.benchmarks.stats import json_line, percentile
+from tests.benchmarks.terminal import terminal
 
 MAX_LORAS = 4
 STALL = 5
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=2, help="of a round that are counted")
     parser.add_argument("--at-once", type=int, default=4, help="chats")
     options = parser.parse_args()
-    console = Console(stderr=True, width=120)
+    console = terminal()
     with ExitStack() as stack:
         stack.enter_context(processes.tidy_end())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastslow-bench-")))

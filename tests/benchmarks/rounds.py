@@ -27,6 +27,7 @@ from service.settings import Settings
 from tests.benchmarks.learning.preferences import PREFERENCES, Draft, Preference, opposite, write
 from tests.benchmarks.learning.prompts import Prompt, load
 from tests.benchmarks.rounds_report import Looked, draw, line, table, told
+from tests.benchmarks.terminal import terminal
 from tests.consolidation_data import CORRECTIONS, correction
 from workers.consolidation.base import Base, load_base
 from workers.consolidation.job import consolidate
@@ -210,7 +211,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    console = Console(stderr=True)
+    console = terminal()
     changes = {"model": options.model} if options.model else {"model": Settings().model_path}
     settings = Settings(
         _env_file=None,

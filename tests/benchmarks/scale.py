@@ -19,7 +19,6 @@ from statistics import median
 
 import psutil
 import uvloop
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from tests.benchmarks import history, processes, sides, stored
 from tests.benchmarks.history import RECALLING
 from tests.benchmarks.sides import ACTIVE, Side
 from tests.benchmarks.stats import json_line, median_ms
+from tests.benchmarks.terminal import terminal
 
 FEW, SOME, MANY = 1_000, 100_000, 1_000_000
 HISTORIES = (1, 1_000, 10_000)
@@ -124,7 +124,7 @@ def main() -> None:
     if options.users is not None and options.users <= FEW:
         parser.error(f"--users must be over {FEW}, the smallest store's")
     cores = processes.split_cores()
-    console = Console(stderr=True)
+    console = terminal()
     os.sched_setaffinity(0, cores.others)
     columns = (TextColumn("{task.description:<36}"), BarColumn(), TimeRemainingColumn())
     with ExitStack() as stack:

@@ -15,6 +15,7 @@ from rich.status import Status
 
 import tests.faults.kinds  # noqa: F401  registers them
 from tests.benchmarks.processes import as_command, model_folder, tidy_end
+from tests.benchmarks.terminal import terminal
 from tests.faults.registry import FAULTS, Fault
 from tests.faults.report import markdown, result, table
 from tests.faults.stack import started
@@ -66,7 +67,7 @@ def main() -> None:
         for fault in FAULTS.values():
             print(f"{fault.name:28}{'(only by name) ' if fault.on_request else ''}{fault.says}")
         return
-    console = Console(stderr=True)
+    console = terminal()
     pace = Pace(users=options.users, pause_seconds=options.pause, fault_seconds=options.seconds)
     outcomes: list[Outcome] = []
     with tidy_end(), tempfile.TemporaryDirectory(prefix="fastslow-faults-") as temporary:

@@ -207,8 +207,9 @@ async def test_a_streamed_reply_is_checked_as_a_whole(client: httpx.AsyncClient,
 async def test_nothing_is_counted_without_norms_for_a_dry_run_or_for_nobody(
     client: httpx.AsyncClient, vllm: FakeVllm
 ) -> None:
-    await chat(client)
     await hold(client, BRIEF)
+    # Of a tenant without norms.
+    assert (await client.post("/v1/chat/completions", json=CHAT, headers=GLOBEX)).status_code == 200
     await client.post("/v1/chat/completions", json=CHAT | {"personalization": {"dry_run": True}})
     of_nobody = client.build_request("POST", "/v1/chat/completions", json=CHAT)
     del of_nobody.headers["X-User-ID"]

@@ -47,7 +47,7 @@ def counted() -> Metrics:
     stored.queues, stored.memory = {name: Queue(0, 0.0) for name in QUEUES}, Memory(1, 2, fullest=0.5)
     # What has labels shows nothing before it has counted something.
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase) and metric._labelnames:
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames and not metric._labelvalues:
             metric.labels(*("x" for _ in metric._labelnames))
     return metrics
 

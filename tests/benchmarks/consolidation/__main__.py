@@ -26,6 +26,7 @@ from tests.benchmarks.consolidation.process import ArmFailed, Remote, arms
 from tests.benchmarks.consolidation.report import Measured, details, headline, table
 from tests.benchmarks.consolidation.turns import Order, chosen
 from tests.benchmarks.stats import json_line
+from tests.benchmarks.terminal import terminal
 
 # On a CPU a step of one user takes some seconds.
 CPU_USERS, CUDA_USERS, QUICK_USERS = "1,4,8,16", "1,4,8,16,32", "1,2"
@@ -120,7 +121,7 @@ def names(console: Console) -> Sequence[str]:
 
 def main() -> int:
     options = arguments()
-    console = Console(stderr=True)
+    console = terminal()
     settings = settings_of(options)
     device = device_of(settings)
     cuda = device == "cuda" and not options.quick

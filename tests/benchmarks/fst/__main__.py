@@ -19,6 +19,7 @@ from service.settings import Settings
 from tests.benchmarks.fst.analysis import Finished, Results
 from tests.benchmarks.fst.plan import SIZES, Named, runs
 from tests.benchmarks.fst.report import details, line, table
+from tests.benchmarks.terminal import terminal
 from workers.consolidation.base import Base, load_base
 from workers.fst.command import line_of
 from workers.fst.folder import Run, State
@@ -27,7 +28,6 @@ from workers.fst.run import train
 
 # "Try again", of sysexits.h.
 EX_TEMPFAIL = 75
-WIDTH = 140
 # Anchors of each kind and use; a smoke run makes them first, which takes minutes for all of them on a CPU.
 ANCHORS = {"smoke": 8, "full": 48}
 
@@ -60,8 +60,7 @@ def main() -> int:
     options = arguments()
     folder = (options.folder or Path("data") / "bench-fst" / options.size).absolute()
     settings = Settings(anchors=ANCHORS[options.size])
-    # In a file or a pipe rich would take a line to have 80 characters.
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
+    console = terminal()
     end = time.monotonic() + options.limit_seconds
 
     @cache

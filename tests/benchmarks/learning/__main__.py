@@ -22,6 +22,7 @@ from tests.benchmarks.learning.folder import STACK, OtherRun, Run, open_run
 from tests.benchmarks.learning.peers import Peer
 from tests.benchmarks.learning.plan import ARMS, SIZES, Plan, plan
 from tests.benchmarks.learning.session import execute
+from tests.benchmarks.terminal import terminal
 from tests.e2e.stack import Stack, running
 
 CONCURRENCY = 12
@@ -110,7 +111,7 @@ def main() -> None:
     chosen = chosen_plan(options)
     name = "-".join([chosen.size, str(chosen.seed), *(["slow"] if stack_settings(chosen) else [])])
     folder = options.folder or Path("data") / "bench-learning" / name
-    console = Console(stderr=True)
+    console = terminal()
     with ExitStack() as stack:
         stack.enter_context(processes.tidy_end())
         model = Path(processes.model_folder())
