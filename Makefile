@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
-	@echo "make test            install, lint, check types, run all tests (half an hour and more on two cores)"
+	@echo "make test            install, lint, check types, run all tests (35 to 45 minutes on two cores)"
 	@echo "make lint | types | unit | e2e      parts of it"
 	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
