@@ -36,8 +36,8 @@ class Load:
     with_adapter: float = 0.1
     """Share of the users who have an adapter of their own."""
     # -- measured (docs/benchmarks.md, "Figures") --
-    gateway_chats: float = 1160
-    """Chats a second of one gateway process on one core: the run on the quiet machine."""
+    gateway_chats: float = 919
+    """Chats a second of one gateway process on one core, beside its peers."""
     gateway_feedbacks: float = 806
     """Feedbacks a second of one, comments read and corrections embedded: 100,000 users, ten connections."""
     user_bytes: float = 16_750
