@@ -1,7 +1,7 @@
 """HTTP/1.1 as this service speaks it with vLLM: small requests, replies of a known length or in chunks, connections that are kept.
 
-A client for everybody (redirects, cookies, encodings, tracing of its own) takes as long for a chat as all else that the gateway does for
-it. This one is httptools, the parser of the server that runs the gateway, and one protocol for a connection.
+A client for everybody (redirects, cookies, encodings, tracing of its own) takes CPU time that a chat has no need of (docs/benchmarks.md,
+"Steps"). This one is httptools, the parser of the server that runs the gateway, and one protocol for a connection.
 """
 
 import asyncio
@@ -219,7 +219,7 @@ class Upstream:
         """
         place, host, path = _address(url)
         request = _request(method, path, host, self._headers | dict(headers), data)
-        await self._free.acquire()
+        await self._room()
         reply: Reply | None = None
         try:
             reply = self._kept(place) or await self._connected(place)
@@ -246,6 +246,14 @@ class Upstream:
             for reply in replies:
                 reply.close()
         self._unused.clear()
+
+    async def _room(self) -> None:
+        """One of the connections, within the time that a reply may take to begin."""
+        if self._free.locked():
+            async with asyncio.timeout(self._limits.read):
+                await self._free.acquire()
+        else:
+            await self._free.acquire()
 
     def _kept(self, place: Place) -> Reply | None:
         unused, oldest = self._unused[place], asyncio.get_running_loop().time() - self._limits.idle

@@ -1,4 +1,4 @@
-"""The short way to the function that most requests are for, past FastAPI's layers, which take as long as all that a chat needs besides.
+"""The short way to the function that most requests are for, past FastAPI's layers (docs/benchmarks.md, "Steps").
 
 FastAPI declares the route all the same: the interface's description is made of it, and what is not in order takes its way, so that it is
 FastAPI that says what is wrong with a body.

@@ -15,7 +15,7 @@ class ClientGone(FastslowError):
     code = "client_closed_request"
 
 
-# A task that listens costs as much as the rest of a short chat; and whoever hangs up that early has lost nothing.
+# A task for each short chat is CPU time for nothing: whoever hangs up that early has lost nothing.
 LISTEN_AFTER_SECONDS = 0.05
 
 

@@ -32,7 +32,6 @@ class Peer(ABC):
     @contextmanager
     def serving(self, python: Path, folder: Path, *, cores: frozenset[int], upstream_port: int) -> Iterator[Target]:
         """The gateway over the upstream, started with the interpreter of its environment."""
-        raise NotImplementedError
 
 
 class LiteLlm(Peer):

@@ -7,18 +7,18 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from safetensors.numpy import save
 
 from service.domain.slow_weights import AdapterVersion, Scope, version_name
 from service.settings import Settings
 from service.store import Store
+from tests.adapters import random_lora
 from tests.benchmarks.mock_vllm import MODEL
 from tests.factories import train_report
 
 RANK = 8
-# Of B's entries, where training leaves some 1e-2: the work is an adapter's, the replies are nearly the base's.
-SCALE = 1e-5
+# Where training leaves some 1e-2: the work is an adapter's, the replies are nearly the base's.
+B_STD = 2e-4
 
 
 def write_adapters(store: Path, config: dict[str, int], users: Sequence[str], *, tenant: str) -> list[AdapterVersion]:
@@ -29,7 +29,7 @@ def write_adapters(store: Path, config: dict[str, int], users: Sequence[str], *,
     """
     versions = []
     for seed, user in enumerate(users):
-        weights = save(_random_lora(config, np.random.default_rng(seed)), metadata={"format": "pt"})
+        weights = save(random_lora(config, rank=RANK, seed=seed, b_std=B_STD), metadata={"format": "pt"})
         sha256, scope = hashlib.sha256(weights).hexdigest(), Scope(kind="user", name=user)
         version = AdapterVersion(
             name=version_name(scope, tenant=tenant, number=1, content_sha256=sha256),
@@ -53,29 +53,6 @@ def write_adapters(store: Path, config: dict[str, int], users: Sequence[str], *,
         (folder / "provenance.json").write_text(version.model_dump_json())
         versions.append(version)
     return versions
-
-
-def _random_lora(config: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A[rank, in] and B[out, rank] of every layer that adapters change."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, values = head * config["num_attention_heads"], head * config["num_key_value_heads"]
-    widths = {
-        "self_attn.q_proj": (hidden, queries),
-        "self_attn.k_proj": (hidden, values),
-        "self_attn.v_proj": (hidden, values),
-        "self_attn.o_proj": (queries, hidden),
-        "mlp.gate_proj": (hidden, inner),
-        "mlp.up_proj": (hidden, inner),
-        "mlp.down_proj": (inner, hidden),
-    }
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for module, (width_in, width_out) in widths.items():
-            key = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{key}.lora_A.weight"] = rng.standard_normal((RANK, width_in), np.float32)
-            tensors[f"{key}.lora_B.weight"] = SCALE * rng.standard_normal((width_out, RANK), np.float32)
-    return tensors
 
 
 async def put_in_use(store: Store, versions: Sequence[AdapterVersion]) -> None:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import numpy as np
 from safetensors.numpy import save
 
 from service.settings import Settings
+from tests.adapters import random_lora
 
 BASE = "smollm2-135m-instruct"
 KEY = "a-key-of-the-tests"
@@ -138,7 +138,7 @@ def publish_adapter(
     Returns:
         Its name.
     """
-    weights = save(_random_lora(json.loads((model_path / "config.json").read_text()), rank=rank, seed=seed))
+    weights = save(random_lora(json.loads((model_path / "config.json").read_text()), rank=rank, seed=seed))
     content_sha256 = hashlib.sha256(weights).hexdigest()
     scope = hashlib.sha256(f"user:{seed}".encode()).hexdigest()[:12]
     name = f"fs-{scope}-{number:04d}-{content_sha256[:12]}"
@@ -159,26 +159,3 @@ def publish_adapter(
     provenance = {"name": name, "base_model": base_model, "content_sha256": content_sha256}
     (folder / "provenance.json").write_text(json.dumps(provenance))
     return name
-
-
-def _random_lora(config: dict, *, rank: int, seed: int) -> dict[str, np.ndarray]:
-    """A[rank, in] and B[out, rank] of every attention and MLP layer of a Llama model."""
-    random = np.random.default_rng(seed)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    heads, kv_heads, head = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-    shapes = {
-        "self_attn.q_proj": (hidden, heads * head),
-        "self_attn.k_proj": (hidden, kv_heads * head),
-        "self_attn.v_proj": (hidden, kv_heads * head),
-        "self_attn.o_proj": (heads * head, hidden),
-        "mlp.gate_proj": (hidden, inner),
-        "mlp.up_proj": (hidden, inner),
-        "mlp.down_proj": (inner, hidden),
-    }
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for module, (width_in, width_out) in shapes.items():
-            key = f"base_model.model.model.layers.{layer}.{module}"
-            tensors[f"{key}.lora_A.weight"] = random.normal(0, 0.05, (rank, width_in)).astype(np.float32)
-            tensors[f"{key}.lora_B.weight"] = random.normal(0, 0.05, (width_out, rank)).astype(np.float32)
-    return tensors

@@ -199,3 +199,15 @@ async def test_a_long_reply_that_nobody_reads_waits_at_the_server_and_comes_in_f
         assert got == size
         upstream.give_back(reply)
         upstream.close()
+
+
+async def test_a_request_waits_for_a_connection_no_longer_than_for_a_reply() -> None:
+    async with server(says(KNOWN)) as served:
+        upstream = client(Limits(connect=5.0, read=0.05, total=60.0, idle=5.0), connections=1)
+        held = await upstream.request("POST", served.url, b"{}")
+        with pytest.raises(TimeoutError):
+            await upstream.request("POST", served.url, b"{}")
+        upstream.give_back(held)
+        assert await body_of(upstream, served.url) == (200, b"hello")
+        upstream.close()
+    assert len(served.requests) == 2
