@@ -152,8 +152,8 @@ def settings(redis_url: str, vllm: FakeVllm, tmp_path: Path, model_path: Path) -
     return Settings(
         _env_file=None,
         redis_url=redis_url,
-        # On cores that other tests use too, a second is soon over.
-        redis_timeout_seconds=5.0,
+        # On cores that other tests use too, seconds are soon over.
+        redis_timeout_seconds=30.0,
         vllm_url=vllm.url,
         vllm_api_key="vllm-key",
         data_dir=tmp_path,

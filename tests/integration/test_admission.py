@@ -31,10 +31,7 @@ def gateway(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> Gateway:
     """Makes clients of gateways with other settings; all share Redis and vLLM."""
 
     def make(keys: Any = KEYS, **changes: Any) -> Any:
-        # On a busy machine a second is soon over, and that is not what is looked at here.
-        return gateway_client(
-            settings.model_copy(update={"redis_timeout_seconds": 20.0} | changes), tokens, jobs, keys=keys
-        )
+        return gateway_client(settings.model_copy(update=changes), tokens, jobs, keys=keys)
 
     return make
 

@@ -62,7 +62,7 @@ async def stored(store: Store, interaction_id: str) -> Interaction:
 async def client(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> AsyncIterator[httpx.AsyncClient]:
     """Of a gateway that takes Redis for short of memory when half of it is used."""
     # On a busy machine a second is soon over, and that is not what is looked at here.
-    short = settings.model_copy(update={"interactions_brief_share": 0.5, "redis_timeout_seconds": 20.0})
+    short = settings.model_copy(update={"interactions_brief_share": 0.5})
     async with gateway_client(short, tokens, jobs) as http:
         yield http
 

@@ -62,12 +62,6 @@ def redis_url(cluster_ports: list[int]) -> Iterator[str]:
     client.close()
 
 
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    """Patient, for a busy machine."""
-    return settings.model_copy(update={"redis_timeout_seconds": 15.0})
-
-
 async def answered(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/v1/chat/completions", json=CHAT)
 

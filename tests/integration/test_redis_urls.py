@@ -75,12 +75,6 @@ async def behind_tls(port: int, *, chain: Path, key: Path) -> AsyncIterator[int]
         yield listener.sockets[0].getsockname()[1]
 
 
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    """Patient, for a busy machine."""
-    return settings.model_copy(update={"redis_timeout_seconds": 15.0})
-
-
 async def answered(url: str) -> None:
     """Wait until the probe of `fastslow up` is content."""
 

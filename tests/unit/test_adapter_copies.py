@@ -193,6 +193,18 @@ def test_eight_that_take_one_version_at_once_all_have_it_whole_while_another_rem
     assert removing.result() > 0
 
 
+def test_who_fetched_more_slowly_takes_the_copy_that_is_there_by_then(store, cache):
+    def slowly(name: str, folder: Path) -> bool:
+        assert copy_of(name, store, cache) == cache / NAME
+        return FolderStore(store).copy_to(name, folder)
+
+    copy = copies_in(cache).take(NAME, slowly)
+    assert copy.folder == cache / NAME
+    assert not copies_in(cache).remove(NAME), "it is held"
+    copy.release()
+    assert [folder.name for folder in cache.iterdir()] == [NAME]
+
+
 def test_a_full_disk_is_refused_in_one_line_and_leaves_nothing(cache):
     def full(name: str, folder: Path) -> bool:
         (folder / "adapter_model.safetensors").write_bytes(b"half")

@@ -5,6 +5,7 @@ that goes only after it let go of it, and the store may lose the version at any 
 folder, and removed under an exclusive one, so that processes may have one folder of copies together.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -19,6 +20,9 @@ from workers.adapter_store.versions import AdapterRefused, verify
 from workers.files import ASIDE, remove_orphans
 
 GIB = 1 << 30
+# Removing a copy takes moments, so whoever meets one that is being removed looks again.
+TURNS = 100
+TURN_SECONDS = 0.02
 
 Fetch = Callable[[str, Path], bool]
 """Writes a version's files into an empty folder; False where there is no such version.
@@ -145,20 +149,26 @@ class Copies:
             verify(temporary, name=name, base_model=self._base_model)
             if (size := _bytes_in(temporary)) > self._most_bytes:
                 raise AdapterRefused(f"its {size / GIB:.2f} GiB are more than FASTSLOW_ADAPTER_CACHE_GIB.")
+            return self._placed(temporary, name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _placed(self, temporary: Path, name: str) -> Copy:
+        """A verified folder under its name; where another process was faster, that one's copy, which may be gone again by now."""
+        for _ in range(TURNS):
             # Held before it has its name, so that nobody finds it free.
             descriptor = os.open(temporary, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             try:
                 os.rename(temporary, self.folder / name)
                 return Copy(self.folder / name, descriptor)
-            except OSError:
+            except OSError as error:
                 os.close(descriptor)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        # Another process that shares this folder was faster, or the rename failed for good.
-        verify(self.folder / name, name=name, base_model=self._base_model)
-        if copy := self._hold(name):
-            return copy
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if copy := self._found(name):
+                return copy
+            time.sleep(TURN_SECONDS)
         raise AdapterRefused(f"its copy in {self.folder} is being removed.")
 
 
