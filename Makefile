@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where the CPU build of torch is, if pip's configured sources don't have it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Of bench-learning: smoke, small or full; bench-fst has smoke (its default) and full.
+# Of bench-learning: smoke, small or full; bench-fst has smoke (its default), medium and full.
 SIZE ?= small
 # Of bench-learning: anything adds the arms that wait for adapters.
 SLOW ?=
@@ -19,7 +19,7 @@ FAULTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-scale bench-overload bench-prefix bench-replicas bench-learning bench-fst bench-consolidation bench-rounds test-faults clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-scale bench-overload bench-prefix bench-replicas bench-learning bench-fst bench-consolidation bench-slow bench-rounds test-faults clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -30,7 +30,8 @@ help:
 	@echo "make lint | types | unit | e2e      parts of it"
 	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
-	@echo "make bench-fst SIZE=smoke|full   Fast-Slow Training against its arms; full wants a GPU"
+	@echo "make bench-fst SIZE=smoke|medium|full   Fast-Slow Training against its arms; medium and full want a GPU"
+	@echo "make bench-slow             what adapters add to contexts, in one process (an hour; minutes on a GPU)"
 	@echo "make bench-consolidation | bench-rounds     many adapters at once (10 minutes); ten rounds of one (half an hour)"
 	@echo "make test-faults [FAULTS='kill-redis ...']    breaks one thing after the other under load (half an hour); the last line is JSON"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"
@@ -105,6 +106,9 @@ bench-fst: $(STAMP) model
 
 bench-consolidation: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.consolidation
+
+bench-slow: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.slow
 
 bench-rounds: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.rounds

@@ -100,8 +100,8 @@ class Generated(Frozen):
     adherence: float | None = None
     """As they would be served."""
     style_before: float | None = None
-    """How near replies to the newest held-out prompts are to what the user wanted, by what a program sees of a text, in [0, 1]: as they
-    are served now. None for scopes of many users."""
+    """How near replies to the newest held-out prompts are to what the user wants, by what a program sees of a text, in [0, 1]: as they are
+    served now. None for scopes of many users, and where no pair of replies shows what is wanted."""
     style: float | None = None
     """As they would be served."""
 

@@ -69,7 +69,7 @@ class Limits(Frozen):
     loops_rise: float = 0.15
     """In shares of the replies: one of ten may."""
     style_drop: float = 0.15
-    """In [0, 1], of a mean over four replies: more than one of them losing half of what the user wants."""
+    """In [0, 1], of a mean over six replies: one of them losing all that the user wants."""
     length_factor: float = 2.0
     """How many times longer or shorter than what lies between the base's replies and the wanted ones."""
 

@@ -17,16 +17,16 @@ from statistics import fmean
 from rich.console import Console
 
 import workers.consolidation  # noqa: F401  tells OpenMP how to wait, before torch is imported
-from service.domain.context import choose, render
+from service.domain.context import render
 from service.domain.feedback import BASE, FeedbackEvent, Message
 from service.domain.fold import fold
-from service.domain.population import leading
 from service.domain.slow_weights import Scope, TrainReport
 from service.errors import FastslowError
 from service.settings import Settings
 from tests.benchmarks.learning.preferences import PREFERENCES, Draft, Preference, opposite, write
 from tests.benchmarks.learning.prompts import Prompt, load
 from tests.benchmarks.rounds_report import Looked, draw, line, table, told
+from tests.benchmarks.slow.teaching import context_of
 from tests.benchmarks.terminal import terminal
 from tests.consolidation_data import CORRECTIONS, correction
 from workers.consolidation.base import Base, load_base
@@ -176,12 +176,8 @@ def _alone(base: Base, ask: str) -> tuple[int, ...]:
 def _with_context(bench: Bench, state: State, ask: str) -> tuple[int, ...]:
     """The prompt as it would be served."""
     log = state.log()
-    context = choose(
-        log.fast_weights,
-        absorbed=log.absorbed,
-        budget_tokens=bench.settings.most_context_tokens,
-        count=bench.base.tokens.count,
-        member=leading(log.fast_weights, adapter=state.version),
+    context = context_of(
+        bench.base, log.fast_weights, budget_tokens=bench.settings.most_context_tokens, absorbed=log.absorbed
     )
     return bench.base.encode_chat(render(context, [Message(role="user", content=ask)]))
 

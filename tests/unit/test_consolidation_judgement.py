@@ -203,10 +203,10 @@ def test_norms_are_held_up_to_replies_as_they_are_served_now_and_as_they_would_b
     speaker = Speaker(tiny_base, judges)
     [replies] = say(speaker, [normed], anchors.of("chat", "judge"), scales=[1.0], left_out=[frozenset()])
     said = generated(tiny_base, normed, replies)
-    assert (said.adherence_before, said.adherence) == (pytest.approx(0.25), pytest.approx(0.65))
-    asked = [p.example.messages[-1].content for p in held[-4:]]
+    assert (said.adherence_before, said.adherence) == (pytest.approx(0.3), pytest.approx(0.8))
+    asked = [p.example.messages[-1].content for p in held]
     assert [prompt for prompt, _ in seen] == asked + asked
-    assert [reply for _, reply in seen[:4]] != [reply for _, reply in seen[4:]]
+    assert [reply for _, reply in seen[:5]] != [reply for _, reply in seen[5:]]
 
 
 def test_reverse_kl_is_exact_on_the_adapters_own_samples_and_nothing_for_the_base(tiny_base, judges, anchors):
@@ -278,12 +278,12 @@ def test_items_leave_the_context_only_at_a_scale_at_which_replies_keep_the_users
         return judged(tiny_base, trained, judges, anchors, [c])[1][0]
 
     def styled(*means):
-        """A style by which rounds of four replies have these means, the last one from there on."""
+        """A style by which rounds of five replies have these means, the last one from there on."""
         asked = []
 
-        def near(prompt, reply, wanted):
-            asked.append((prompt, wanted))
-            return means[min((len(asked) - 1) // 4, len(means) - 1)]
+        def near(prompt, reply):
+            asked.append(prompt)
+            return means[min((len(asked) - 1) // 5, len(means) - 1)]
 
         return near, asked
 
@@ -294,7 +294,7 @@ def test_items_leave_the_context_only_at_a_scale_at_which_replies_keep_the_users
     kept, asked = styled(1.0, 0.96)
     as_good = judgement(kept)
     assert (as_good.absorbed, as_good.scale) == (by_likelihood.absorbed, by_likelihood.scale)
-    assert asked[:4] == [(p.example.asked, p.example.reply) for p in held[-4:]]
+    assert asked[:5] == [p.example.asked for p in held]
 
     elsewhere, _ = styled(1.0, 0.9, 1.0)
     at_another = judgement(elsewhere)

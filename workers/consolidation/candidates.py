@@ -10,8 +10,8 @@ from workers.consolidation.prepare import Prepared
 
 Adherence = Callable[[str, str], float]
 """(prompt, reply) -> share of a scope's norms that the reply holds, in [0, 1]."""
-Style = Callable[[str, str, str], float]
-"""(prompt, reply, wanted reply) -> how near the reply is to what the user wants, by what a program sees of a text, in [0, 1]."""
+Style = Callable[[str, str], float]
+"""(prompt, reply) -> how near the reply is to what the user wants, by what a program sees of a text, in [0, 1]."""
 
 
 @dataclass(frozen=True)

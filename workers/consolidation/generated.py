@@ -25,7 +25,7 @@ from workers.consolidation.sampling import sample
 from workers.consolidation.speaker import REPLY_TOKENS, Case, Speaker, Tokens
 
 # The newest held-out prompts, and chat anchors from all over the list. Generating takes a pass a token, so there are few of each.
-HELDOUT_PROMPTS = 4
+HELDOUT_PROMPTS = 6
 ANCHOR_PROMPTS = 6
 SEED = 30
 
@@ -157,15 +157,11 @@ def report(base: Base, candidate: Candidate, said: Replies) -> Generated:
 
 
 def style(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float | None:
-    """How near replies to the newest held-out prompts are to what the user wanted there, the mean; None where nothing tells."""
+    """How near replies to the newest held-out prompts are to what the user wants, the mean; None where nothing tells."""
     if candidate.style is None:
         return None
-    near = [
-        candidate.style(p.example.asked, text, p.example.reply)
-        for p, text in zip(_newest(candidate), _texts(base, replies), strict=True)
-        if _is_wanted(p)
-    ]
-    return mean(near) if near else None
+    texts = _texts(base, replies)
+    return mean([candidate.style(p.example.asked, text) for p, text in zip(_newest(candidate), texts, strict=True)])
 
 
 def _is_wanted(prepared: Prepared) -> bool:

@@ -3,7 +3,7 @@
     rivals      held-out margins of the base, the version in use, the pooled one, and what serves now
     hand-off    which context items the candidate makes unnecessary
     frontier    margins and KL at quarters of the scale that fits; the scale of the highest value is the candidate's
-    style       whether replies keep the user's style without the items handed off; if not, at another scale, or the context stays
+    style       whether replies keep the user's style; if not, at another scale, or with the whole context
     the chosen  general ability, generated replies, the price
 
 Nothing here decides; `service.domain.policy.decide` does, by the report that these figures go into.
@@ -30,7 +30,7 @@ from workers.consolidation.speaker import Speaker
 
 # Of the largest scale that fits the budgets; each costs a pass over anchors and held-out examples.
 SMALLER = (0.75, 0.5, 0.25)
-# Of [0, 1]: what replies may lose in style, against what serves now, to what absorption saves.
+# Of [0, 1]: what replies may lose in style, against what serves now.
 LOST_STYLE = 0.05
 
 
@@ -227,24 +227,21 @@ def _in_style(
     meter: Meter,
     on_pass: Callable[[], None],
 ) -> list[Choice]:
-    """Each candidate's choice of the highest value, of those that hand off only where replies keep the user's style.
+    """Each candidate's choice of the highest value among those whose replies keep the user's style.
 
     Likelihood sees a style only roughly: left to it, items would leave the context at scales at which nobody could tell that the adapter
     has learnt what they say.
     """
     base = speaker.base
-    asks = [
-        c.style is not None and any(o.hands_off for of in own for o in of)
-        for c, own in zip(candidates, options, strict=True)
-    ]
-    now = speaker.replies([served_now(base, c) if ask else [] for c, ask in zip(candidates, asks, strict=True)])
-    least = [style(base, c, said) if ask else None for c, said, ask in zip(candidates, now, asks, strict=True)]
+    now = speaker.replies([served_now(base, c) if c.style else [] for c in candidates])
+    least = [style(base, c, said) if c.style else None for c, said in zip(candidates, now, strict=True)]
 
     def answered(questions: dict[int, Choice]) -> dict[int, float | None]:
         on_pass()
         scales = {n: choice.point.measured.scale for n, choice in questions.items()}
         meter.measure(scales)
-        said = speaker.replies([served_then(base, candidates[n], scales[n], handed[n].absorbed) for n in questions])
+        gone = {n: handed[n].absorbed if choice.hands_off else frozenset() for n, choice in questions.items()}
+        said = speaker.replies([served_then(base, candidates[n], scales[n], gone[n]) for n in questions])
         return {n: style(base, candidates[n], replies) for n, replies in zip(questions, said, strict=True)}
 
     return in_rounds([_search(own, enough) for own, enough in zip(options, least, strict=True)], answered)
@@ -253,13 +250,17 @@ def _in_style(
 def _search(options: Sequence[Sequence[Choice]], now: float | None) -> Generator[Choice, float | None, Choice]:
     """One candidate's: asks how its replies would be in style, where `now` they are."""
     ranked = sorted((choice for of_scale in options for choice in of_scale), key=lambda choice: -choice.value_nats)
+    if now is None:
+        return ranked[0]
+    keeping: list[tuple[float, Choice]] = []
     for choice in ranked:
-        if not choice.hands_off or now is None:
-            return choice
         found = yield choice
         if found is None or found >= now - LOST_STYLE:
             return choice
-    raise AssertionError("to keep the whole context is always a choice")
+        if not choice.hands_off:
+            keeping.append((found, choice))
+    # None does: the gate judges the one with the whole context that comes nearest.
+    return max(keeping, key=lambda of: of[0])[1]
 
 
 def _frontier_point(of_scale: Sequence[Choice]) -> FrontierPoint:

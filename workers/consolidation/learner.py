@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from torch import Tensor
 
@@ -35,11 +36,11 @@ BETA_START_NATS = 0.03
 WARMUP_STEPS = 4
 # Adam's steps are bounded, so a loss this far over the first one means that the numbers have run away.
 EXPLODED = 50.0
-# A scope that learns no more is left alone: its smoothed loss of feedback has not fallen by this share for so many steps. What norms
-# teach does not show in that loss.
+# A scope that learns no more is left alone: its loss of feedback over so many steps, or an epoch if that is longer, is not lower by this
+# share than over as many before them. (A smoothed loss of single steps, each of other examples, ended half of all trainings by chance
+# after eleven steps.) What norms teach does not show in that loss.
 IDLE_STEPS = 10
 IDLE_SHARE = 0.01
-LOSS_SMOOTHING = 0.8
 # The model's own samples in a step, beside `train_batch` rows of feedback, and what they count beside the mean loss of those.
 OWN_PER_STEP = 2
 DISTILL_WEIGHT = 0.5
@@ -69,9 +70,7 @@ class Progress:
     tokens: int = 0
     beta: dict[Kind, float] = field(default_factory=dict)
     smooth: dict[Kind, float] = field(default_factory=dict)
-    feedback_loss: float = math.inf
-    best_loss: float = math.inf
-    best_step: int = 0
+    feedback_losses: list[float] = field(default_factory=list)
     ended: str = ""
     """Why it ended; empty while it goes on."""
 
@@ -109,6 +108,7 @@ class Learner:
         self.plan = schedule(
             len(self.examples), steps=settings.train_steps, batch=settings.train_batch, seed=settings.train_seed
         )
+        self._epoch_steps = math.ceil(len(self.examples) / settings.train_batch)
         self._steering = {
             kind: cycled(
                 self.anchors.of(kind, "steer"), settings.train_steps * ANCHORS_PER_STEP, seed=settings.train_seed
@@ -173,22 +173,25 @@ class Learner:
             progress.beta[kind] = next_beta(
                 progress.beta[kind], kl_nats=progress.smooth[kind], target_nats=TARGET_SHARE * self.budgets[kind]
             )
-        self._end_if_done(feedback_loss)
+        progress.feedback_losses.append(feedback_loss)
+        self._end_if_done()
         return shown
 
-    def _end_if_done(self, feedback_loss: float) -> None:
+    def _end_if_done(self) -> None:
         progress, settings = self.progress, self.settings
-        before = progress.feedback_loss if math.isfinite(progress.feedback_loss) else feedback_loss
-        progress.feedback_loss = LOSS_SMOOTHING * before + (1 - LOSS_SMOOTHING) * feedback_loss
-        least = IDLE_SHARE * abs(progress.best_loss) if math.isfinite(progress.best_loss) else 0.0
-        if progress.feedback_loss < progress.best_loss - least:
-            progress.best_loss, progress.best_step = progress.feedback_loss, progress.step
         if progress.step >= settings.train_steps:
             progress.ended = "all steps taken"
-        elif self.adherence is None and progress.step - progress.best_step >= IDLE_STEPS:
-            progress.ended = f"no better for {IDLE_STEPS} steps"
+        elif self.adherence is None and self._is_idle():
+            progress.ended = "no better for an epoch"
         elif progress.tokens >= settings.train_token_limit:
             progress.ended = "the limit of tokens is reached"
+
+    def _is_idle(self) -> bool:
+        losses, window = self.progress.feedback_losses, max(IDLE_STEPS, self._epoch_steps)
+        if len(losses) < 2 * window:
+            return False
+        before, now = fmean(losses[-2 * window : -window]), fmean(losses[-window:])
+        return now > before - IDLE_SHARE * abs(before)
 
 
 def schedule(count: int, *, steps: int, batch: int, seed: int) -> list[list[Draw]]:

@@ -1,6 +1,8 @@
 """Held-out margins, example by example: many scopes, many adapters, with this context or that, in one pass.
 
-Of a pair the margin is mean log p(wanted) - mean log p(unwanted), of a rating r it is r * mean log p(reply), nats per token.
+Of a pair the margin is mean log p(wanted) - mean log p(unwanted), of a rating r it is r * (mean log p(reply) - mean log p(the base's own
+reply)), nats per token. A rated reply was said by what serves now, mostly with the user's context, so nothing else finds it as likely:
+by its likelihood alone every change would count as a loss.
 """
 
 from collections.abc import Sequence
@@ -50,9 +52,7 @@ def measure(base: Base, judges: LoraStack, arms: Sequence[Arm]) -> list[list[flo
 
 
 def _margin(prepared: Prepared, means: Sequence[float]) -> float:
-    if prepared.example.rejected is not None:
-        return means[0] - means[1]
-    return prepared.example.rating * means[0]
+    return prepared.example.rating * (means[0] - means[1])
 
 
 def rows_alone(candidate: Candidate) -> list[Row]:

@@ -57,22 +57,23 @@ def pair_loss(h_wanted_E: Tensor, h_unwanted_E: Tensor, nll_wanted_E: Tensor, co
     return squared_E + NLL_WEIGHT * correction_E * nll_wanted_E
 
 
-def rate_loss(h_E: Tensor, rating_E: Tensor, h_mismatched_E: Tensor) -> Tensor:
+def rate_loss(h_E: Tensor, rating_E: Tensor, h_other_E: Tensor) -> Tensor:
     """|r| * (1 - sigmoid(5 * sign(r) * (h(y) - z))), shape (E,).
 
-    KTO's shape (arXiv 2402.01306): z = max(0, h of a reply to another prompt), without gradient, is what the adapter gives any reply, so
-    only what it gives this one beyond that counts. KTO takes z as a mean over its batch; here each example has its own, so that no user's
-    loss depends on who else is in the batch. KTO's sums over tokens are means here.
+    KTO's shape (arXiv 2402.01306): z = max(0, h of another reply), without gradient, is what the adapter gives any reply, so only what it
+    gives this one beyond that counts. KTO takes z as the mean over replies to other prompts of its batch. Those of one user are mostly of
+    one style, so that their mean rises with it, and praise would teach no style; here z is of what the base says to the same prompt by
+    itself. So no user's loss depends on who else is in the batch either. KTO's sums over tokens are means here.
 
     Args:
         h_E: h(y), nats per token.
         rating_E: in [-1, 1]; 0 costs nothing.
-        h_mismatched_E: h of a reply to another prompt, for each example, nats per token.
+        h_other_E: h of the base's own reply to the same prompt, for each example, nats per token.
 
     Raises:
         RuntimeError: they differ in shape.
     """
-    z_E = h_mismatched_E.detach().clamp(min=0)
+    z_E = h_other_E.detach().clamp(min=0)
     return rating_E.abs() * (1 - torch.sigmoid(RATE_SLOPE * rating_E.sign() * (h_E - z_E)))
 
 

@@ -9,9 +9,11 @@ from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message
 from service.domain.items import Guideline
 from service.domain.population import leading
+from workers.consolidation.anchors import PASS_TOKENS
 from workers.consolidation.base import Base, TemplateRefused
 from workers.consolidation.dataset import Example, without_own
-from workers.consolidation.rows import Row
+from workers.consolidation.rows import Row, batches
+from workers.consolidation.sampling import sample
 
 # A step's time grows with these; a longer conversation loses its oldest turns, a longer reply its end.
 MAX_PROMPT_TOKENS = 1024
@@ -19,12 +21,15 @@ MAX_REPLY_TOKENS = 256
 # Two or three short exemplars. The student sees a context half of the time; a full one would triple the time of such a step.
 TRAIN_CONTEXT_TOKENS = 128
 
+# Of what the base says by itself: enough to show how it talks.
+BASE_REPLY_TOKENS = 48
+
 Replies = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An example in tokens. Both rows have the same replies: the one spoken of, then the rejected or a mismatched one."""
+    """An example in tokens. All rows have the same replies: the one spoken of, then the rejected one, or the base's own."""
 
     example: Example
     alone: Row
@@ -50,6 +55,9 @@ def prepare(
 ) -> list[Prepared]:
     """Encode examples in their order; `dropped` counts those that the chat template refuses or that are too long.
 
+    A rated reply is set beside what the base says to the same prompt by itself, so that the rating says something of how it was said: a
+    reply to another prompt of the same user would mostly be of the same style, good or bad.
+
     Args:
         fast_weights: by user.
         budget_tokens: most tokens of a context.
@@ -60,13 +68,14 @@ def prepare(
         state = fast_weights.get(example.user, FastWeights())
         return context_row(base, example, state, encoded, absorbed=frozenset(), budget_tokens=tokens)
 
-    replies = [_replies(base, example, _mismatched(examples, i)) for i, example in enumerate(examples)]
+    prompts = [_prompt(base, example.messages) for example in examples]
+    others = _others(base, examples, prompts)
     prepared = []
-    for example, encoded in zip(examples, replies, strict=True):
-        alone = _prompt(base, example.messages)
+    for example, alone, other in zip(examples, prompts, others, strict=True):
         if alone is None:
             dropped["a conversation too long or refused by the chat template"] += 1
             continue
+        encoded = (_reply(base, example.reply, ended=example.reply_ended), other)
         prepared.append(
             Prepared(
                 example=example,
@@ -129,20 +138,30 @@ def _prompt(base: Base, messages: Sequence[Message], *, shorten: bool = True) ->
     return None
 
 
-def _replies(base: Base, example: Example, other: Example | None) -> Replies:
-    reply = _reply(base, example.reply, ended=example.reply_ended)
-    if example.rejected is not None:
-        return (reply, _reply(base, example.rejected, ended=example.rejected_ended))
-    return (reply, _reply(base, other.reply, ended=other.reply_ended)) if other else (reply, reply)
+def _others(
+    base: Base, examples: Sequence[Example], prompts: Sequence[tuple[int, ...] | None]
+) -> list[tuple[int, ...]]:
+    """What each example's reply is set beside: the rejected one, or the base's likeliest without a context."""
+    asked = list(
+        dict.fromkeys(
+            prompt
+            for example, prompt in zip(examples, prompts, strict=True)
+            if prompt is not None and example.rejected is None
+        )
+    )
+    said: dict[tuple[int, ...] | None, tuple[int, ...]] = {}
+    for batch in batches(asked, [len(prompt) + BASE_REPLY_TOKENS for prompt in asked], max_tokens=PASS_TOKENS):
+        replies = sample(base, [asked[i] for i in batch], max_new_tokens=BASE_REPLY_TOKENS)
+        said |= dict(zip((asked[i] for i in batch), replies, strict=True))
+    return [
+        said.get(prompt, ())
+        if example.rejected is None
+        else _reply(base, example.rejected, ended=example.rejected_ended)
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
 
 
 def _reply(base: Base, text: str, *, ended: bool) -> tuple[int, ...]:
     ids = base.encode_reply(text, ended=ended)
     # What is cut off did not end here, so its end of turn goes with it.
     return ids[:MAX_REPLY_TOKENS]
-
-
-def _mismatched(examples: Sequence[Example], index: int) -> Example | None:
-    """The next example with another prompt, in a circle."""
-    around = (*examples[index + 1 :], *examples[:index])
-    return next((other for other in around if other.prompt != examples[index].prompt), None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE
@@ -87,16 +88,22 @@ def _adherence(norms: Sequence[Norm]) -> Adherence | None:
     return (lambda prompt, reply: adherence(norms, prompt, reply).reward) if norms else None
 
 
-def _style(examples: Sequence[Prepared], state: FastWeights) -> Style | None:
-    """What the user's pairs tell of the style that they want; None where they tell nothing."""
-    by = weights([(p.example.reply, p.example.rejected) for p in examples if p.example.rejected is not None])
+def style_of(examples: Sequence[Prepared], state: FastWeights) -> Style | None:
+    """What the user's pairs tell of the style that they want; None where they tell nothing.
+
+    A reply is as near as it is to the median of all that they wanted, whatever was asked: one of ten corrections forgets the style. What
+    they only praised says nothing here, since it was said by what serves now, which would always be nearest to it.
+    """
+    pairs = [(p.example.reply, p.example.rejected) for p in examples if p.example.rejected is not None]
+    by = weights(pairs)
     if not any(by.values()):
         return None
-    replies = {exemplar.reply for exemplar in state.exemplars.values()}
+    shown = tuple(exemplar.reply for exemplar in state.exemplars.values())
 
-    def near(prompt: str, reply: str, wanted: str) -> float:
-        broken = is_broken(reply, prompt=prompt, shown=tuple(replies - {wanted}))
-        return 0.0 if broken else closeness(reply, wanted, by)
+    def near(prompt: str, reply: str) -> float:
+        if is_broken(reply, prompt=prompt, shown=shown):
+            return 0.0
+        return median(closeness(reply, wanted, by) for wanted, _ in pairs)
 
     return near
 
@@ -120,5 +127,5 @@ def candidate(of: Task, *, slot: int, versions: Mapping[str, int], settings: Set
         pooled=versions.get(work.pooled),
         context=OwnContext(log.fast_weights, log.absorbed, settings.most_context_tokens) if log else None,
         adherence=of.learner.adherence,
-        style=_style(of.learner.examples, log.fast_weights) if log else None,
+        style=style_of(of.learner.examples, log.fast_weights) if log else None,
     )

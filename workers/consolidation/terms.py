@@ -32,7 +32,7 @@ class Credited:
 
 @dataclass(frozen=True)
 class Judged:
-    """Feedback: two replies, the one spoken of and the rejected or a mismatched one."""
+    """Feedback: two replies, the one spoken of, and the rejected one or the base's own."""
 
     example: Example
     reference_2: Tensor

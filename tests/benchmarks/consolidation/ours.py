@@ -56,7 +56,7 @@ class Stacked:
                     take_step(passes, active, optimizer, lambda *_: None)
                     # Those who have their turn again, in a slot of their own, begin at the same loss.
                     for learner in active:
-                        turn.losses.setdefault(learner.job, learner.progress.feedback_loss)
+                        turn.losses.setdefault(learner.job, learner.progress.feedback_losses[0])
         for learner in active:
             if learner.failure is not None:
                 raise learner.failure
@@ -88,7 +88,7 @@ class OneByOne:
             with activations_checkpointed(base), watch.on():
                 for _ in range(order.steps):
                     self._step(learner, weights, optimizer)
-                    turn.losses.setdefault(learner.job, learner.progress.feedback_loss)
+                    turn.losses.setdefault(learner.job, learner.progress.feedback_losses[0])
             adapted.unload()
             turn.tokens += learner.progress.tokens
         return finished(turn, watch, setup, base)

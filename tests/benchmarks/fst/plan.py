@@ -31,6 +31,25 @@ SIZES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "warmup_steps": 1,
     },
+    # Minutes a run on one GPU with the default model, and as many runs at once as fit it.
+    "medium": {
+        "tasks": ("gym-easy:chain_sum", "norms-told:brief"),
+        "followed": 0,
+        "seeds": (0, 1, 2),
+        "steps": 36,
+        "steps_per_cycle": 6,
+        "contexts": 4,
+        "rollouts": 8,
+        "batch_problems": 8,
+        "new_tokens": 32,
+        "context_tokens": 192,
+        "evolution_calls": 64,
+        "anchor_problems": 12,
+        "train_problems": 256,
+        "test_problems": 64,
+        "learning_rate": 1e-3,
+        "warmup_steps": 4,
+    },
     # An hour or two on one GPU with the default model.
     "full": {
         "tasks": ("gym-easy:chain_sum", "gym-easy:spell_backward", "norms-told:brief"),
