@@ -4,9 +4,9 @@
 
 All are nats per token of reply: a margin is the rise in log-likelihood of wanted over unwanted replies, KL on chat anchors the rise in
 cross-entropy on everybody's. Drift is priced in shares of the budgets, for who sets a wider one says that it is cheaper to them, and low:
-what is within a budget is what they have declared acceptable, so spending all of it costs what 150 tokens of context do. At a rate of one
-for one against the margin, the scale that was worth most was a quarter or half of what fits, and too small to carry a style without its
-exemplars (four users of `make bench-learning`).
+what is within a budget is what they have declared acceptable, so spending all of it costs what 50 tokens of context do. At three times that
+the scale that was worth most was a quarter of what fits, and users were the better served the more of it they had (docs/benchmarks.md has
+the table).
 
 The margin grows about with the scale and KL with its square, so the last tenth of the scale costs most: where the value is nearly the same,
 the smaller scale wins.
@@ -15,9 +15,9 @@ the smaller scale wins.
 from service.domain.measures import Price
 
 # The whole of one budget.
-BUDGET_NATS = 0.03
-# A hundred tokens for what nobody could tell in a reply (2 % of likelihood per token, `handoff.COSTS_NOTHING_NATS`): a full context of 512
-# tokens is worth more than both budgets together, three short exemplars two thirds of one.
+BUDGET_NATS = 0.01
+# A hundred tokens for what nobody could tell in a reply (2 % of likelihood per token, `handoff.COSTS_NOTHING_NATS`): three short exemplars
+# are worth what both budgets cost together.
 TOKEN_NATS = 0.02 / 100
 # Below this a ratio says nothing.
 LEAST_GAIN_NATS = 1e-3

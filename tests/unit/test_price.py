@@ -5,19 +5,19 @@ import pytest
 from service.domain.price import price, value_nats
 
 
-def test_half_of_a_budget_costs_what_75_tokens_of_context_do() -> None:
-    assert value_nats(margin_gain_nats=0.0, tokens_saved=75, text_share=0.0, chat_share=0.5) == pytest.approx(0.0)
+def test_half_of_a_budget_costs_what_25_tokens_of_context_do() -> None:
+    assert value_nats(margin_gain_nats=0.0, tokens_saved=25, text_share=0.0, chat_share=0.5) == pytest.approx(0.0)
 
 
-def test_a_full_context_is_worth_more_than_both_budgets() -> None:
-    worth = value_nats(margin_gain_nats=0.0, tokens_saved=512, text_share=1.0, chat_share=1.0)
-    assert worth == pytest.approx(0.0424)
+def test_three_short_exemplars_are_worth_both_budgets() -> None:
+    worth = value_nats(margin_gain_nats=0.0, tokens_saved=100, text_share=1.0, chat_share=1.0)
+    assert worth == pytest.approx(0.0)
 
 
 def test_for_nearly_the_same_gain_the_smaller_scale_is_worth_more() -> None:
     # KL grows with the square of the scale.
     whole = value_nats(margin_gain_nats=0.30, tokens_saved=0, text_share=0.9, chat_share=0.9)
-    half = value_nats(margin_gain_nats=0.27, tokens_saved=0, text_share=0.225, chat_share=0.225)
+    half = value_nats(margin_gain_nats=0.29, tokens_saved=0, text_share=0.225, chat_share=0.225)
     assert half > whole
     assert value_nats(margin_gain_nats=0.25, tokens_saved=0, text_share=0.225, chat_share=0.225) < whole
 
