@@ -104,6 +104,8 @@ class Generated(Frozen):
     served now. None for scopes of many users, and where no pair of replies shows what is wanted."""
     style: float | None = None
     """As they would be served."""
+    style_change: Difference | None = None
+    """The one less the other, prompt by prompt."""
 
     @property
     def length_drift(self) -> float:

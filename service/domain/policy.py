@@ -101,7 +101,11 @@ def _over_budget(report: TrainReport) -> Iterator[str]:
 
 
 def _not_better(report: TrainReport, limits: Limits) -> Iterator[str]:
-    """Without a context, so that the adapter does it and not the context."""
+    """Without a context, so that the adapter does it and not the context.
+
+    A few noisy ratings seldom prove anything. Where the margin is higher on average, replies as they would be served may prove it instead:
+    that they are nearer to what the user wants than those that are served now.
+    """
     margins = report.margins
     if margins.against_base is None:
         yield "it was not compared with the base example by example"
@@ -112,11 +116,16 @@ def _not_better(report: TrainReport, limits: Limits) -> Iterator[str]:
     ):
         if against is not None and margin is not None:
             why = _not_sure(against, limits)
-            if why:
+            if why and not (against.mean >= limits.min_gain_nats and _nearer(report, limits)):
                 yield (
                     f"held-out margin {margins.candidate:.4f} nats per token does not beat {name}'s {margin:.4f}: "
                     f"{why} ({against.examples} examples)"
                 )
+
+
+def _nearer(report: TrainReport, limits: Limits) -> bool:
+    change = report.generated.style_change if report.generated else None
+    return change is not None and _not_sure(change, limits) is None
 
 
 def _not_sure(against: Difference, limits: Limits) -> str | None:

@@ -159,3 +159,35 @@ def test_a_report_from_before_all_this_still_reads() -> None:
     old["margins"] = {"base": 0.1, "current": 0.2, "candidate": 0.5}
     read = TrainReport.model_validate(old)
     assert (read.frontier, read.ability, read.margins.against_base) == ((), None, None)
+
+
+NOISY = (1.6, 1.4, 1.2, -0.4, -0.9)
+"""Five ratings, of which two went the other way: +0.58 on average, and no proof."""
+
+
+def nearer(*differences: float) -> Generated:
+    """Replies as they would be served, whose style is nearer to what the user wants by so much, prompt by prompt."""
+    gain = sum(differences) / len(differences)
+    return said(style_before=0.6, style=0.6 + gain, style_change=against(differences))
+
+
+def test_replies_that_are_nearer_to_what_the_user_wants_prove_what_noisy_ratings_do_not() -> None:
+    unproved = report(margins=margins(NOISY))
+    assert "does not beat the base's" in reasons(unproved)
+    proved = unproved.model_copy(update={"generated": nearer(0.2, 0.1, 0.2, 0.1, 0.1)})
+    assert decide(proved) == Promote()
+
+
+@pytest.mark.parametrize(
+    ("gains", "styles"),
+    [
+        (NOISY, (0.2, -0.2, 0.1, 0.0, 0.1)),
+        (NOISY, (0.2, 0.1, -0.01)),
+        ([-gain for gain in NOISY], (0.2, 0.1, 0.2, 0.1, 0.1)),
+    ],
+    ids=["a style that may be chance", "too few prompts", "a margin that falls"],
+)
+def test_a_style_proves_nothing_by_chance_or_against_the_margin(
+    gains: Sequence[float], styles: Sequence[float]
+) -> None:
+    assert "does not beat the base's" in reasons(report(margins=margins(gains), generated=nearer(*styles)))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from service.domain.measures import Generated
+from service.domain.bootstrap import paired
+from service.domain.measures import Difference, Generated
 from workers.consolidation.anchors import COMPLETION_TOKENS, PASS_TOKENS, Anchor
 from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate
@@ -153,15 +154,25 @@ def report(base: Base, candidate: Candidate, said: Replies) -> Generated:
         adherence=_adherence(base, candidate, said.then),
         style_before=style(base, candidate, said.now),
         style=style(base, candidate, said.then),
+        style_change=_style_change(base, candidate, said),
     )
 
 
 def style(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> float | None:
     """How near replies to the newest held-out prompts are to what the user wants, the mean; None where nothing tells."""
+    return mean(_styles(base, candidate, replies)) if candidate.style else None
+
+
+def _style_change(base: Base, candidate: Candidate, said: Replies) -> Difference | None:
     if candidate.style is None:
         return None
-    texts = _texts(base, replies)
-    return mean([candidate.style(p.example.asked, text) for p, text in zip(_newest(candidate), texts, strict=True)])
+    return paired(_styles(base, candidate, said.then), _styles(base, candidate, said.now), seed=SEED)
+
+
+def _styles(base: Base, candidate: Candidate, replies: Sequence[Tokens]) -> list[float]:
+    assert candidate.style is not None
+    asked = [p.example.asked for p in _newest(candidate)]
+    return [candidate.style(prompt, text) for prompt, text in zip(asked, _texts(base, replies), strict=True)]
 
 
 def _is_wanted(prepared: Prepared) -> bool:
