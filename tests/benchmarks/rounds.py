@@ -40,7 +40,8 @@ from workers.consolidation.work import Outcome, Progress, UserLog, Work
 USER = "ann"
 OLD, STAYS = PREFERENCES["ahoy"], PREFERENCES["cheers"]
 NEW = opposite(OLD)
-FIRST_CORRECTIONS, EACH_CORRECTIONS = 10, 5
+ROUNDS = 10
+FIRST_CORRECTIONS, EACH_CORRECTIONS = 8, 5
 JUDGED = 10
 """Test questions that margins are measured on; the others are answered."""
 REPLY_TOKENS = 48
@@ -76,10 +77,8 @@ class Bench:
     @classmethod
     def made(cls, settings: Settings, *, corrections: int) -> "Bench":
         base = load_base(settings)
-        train, test = load()
-        more = [Prompt("", ask, wanted.replace(", indeed", ""), "") for ask, wanted in CORRECTIONS.items()]
-        known = {prompt.ask for prompt in (*train, *test)}
-        taught = [*train, *(prompt for prompt in more if prompt.ask not in known)]
+        _, test = load()
+        taught = to_teach()
         if corrections > len(taught):
             raise SystemExit(
                 f"{corrections} corrections are needed, and there are questions for {len(taught)}: fewer --rounds"
@@ -96,6 +95,19 @@ class Bench:
             correction(USER, number + 1, p.ask, _wished(p, wanted), reply=self.said[p.ask])
             for number, p in enumerate(self.taught[first : first + count], start=first)
         ]
+
+
+def to_teach() -> list[Prompt]:
+    """All questions that a user may correct replies to."""
+    train, test = load()
+    more = [Prompt("", ask, wanted.replace(", indeed", ""), "") for ask, wanted in CORRECTIONS.items()]
+    known = {prompt.ask for prompt in (*train, *test)}
+    return [*train, *(prompt for prompt in more if prompt.ask not in known)]
+
+
+def corrections_of(rounds: int) -> int:
+    """How many corrections so many rounds take."""
+    return FIRST_CORRECTIONS + (rounds - 1) * EACH_CORRECTIONS
 
 
 def one_round(bench: Bench, state: State, number: int, *, console: Console) -> Outcome:
@@ -192,7 +204,7 @@ def _share(wanted: Preference, replies: Sequence[str]) -> float:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--change", type=int, default=5, help="the round from which on the other opening is wanted")
     parser.add_argument("--steps", type=int, default=8, help="of each training")
     parser.add_argument(
@@ -221,8 +233,7 @@ def main() -> int:
     )
     began = time.monotonic()
     try:
-        corrections = FIRST_CORRECTIONS + (options.rounds - 1) * EACH_CORRECTIONS
-        bench = Bench.made(settings, corrections=corrections)
+        bench = Bench.made(settings, corrections=corrections_of(options.rounds))
         state, looked, ends = State([]), [], []
         for number in range(1, options.rounds + 1):
             wanted = OLD if number < options.change else NEW
