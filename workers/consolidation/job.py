@@ -68,9 +68,9 @@ def consolidate(
 
 
 def _materials(works: Sequence[Work], base: Base, settings: Settings, going: Going) -> list[Material]:
-    going.tell_all(Progress(stage="data"))
     found = []
-    for work in works:
+    for number, work in enumerate(works):
+        going.tell_all(Progress(stage="data", step=number, steps=len(works)))
         if going.on(work.job):
             with going.stopping(work.job):
                 found.append(material(work, base=base, settings=settings))

@@ -9,11 +9,11 @@ from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message
 from service.domain.items import Guideline
 from service.domain.population import leading
-from workers.consolidation.anchors import PASS_TOKENS
 from workers.consolidation.base import Base, TemplateRefused
 from workers.consolidation.dataset import Example, without_own
 from workers.consolidation.rows import Row, batches
 from workers.consolidation.sampling import sample
+from workers.consolidation.speaker import GENERATE_TOKENS
 
 # A step's time grows with these; a longer conversation loses its oldest turns, a longer reply its end.
 MAX_PROMPT_TOKENS = 1024
@@ -150,7 +150,7 @@ def _others(
         )
     )
     said: dict[tuple[int, ...] | None, tuple[int, ...]] = {}
-    for batch in batches(asked, [len(prompt) + BASE_REPLY_TOKENS for prompt in asked], max_tokens=PASS_TOKENS):
+    for batch in batches(asked, [len(prompt) + BASE_REPLY_TOKENS for prompt in asked], max_tokens=GENERATE_TOKENS):
         replies = sample(base, [asked[i] for i in batch], max_new_tokens=BASE_REPLY_TOKENS)
         said |= dict(zip((asked[i] for i in batch), replies, strict=True))
     return [
