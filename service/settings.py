@@ -258,8 +258,8 @@ class Settings(BaseSettings):
     """Adapters that stay loaded; the least recently used one makes room."""
     vllm_kv_cache_gib: int = Field(1, ge=1)
     """Memory of the KV cache on the CPU; on CUDA vLLM takes what the device has left."""
-    vllm_threads: int = Field(0, ge=0)
-    """Of vLLM on the CPU; 0 takes one a core."""
+    vllm_threads: str = "auto"
+    """Cores of vLLM on the CPU, as `0-3`. A fixed choice is faster on a machine that does nothing else."""
     # Replies in flight may end before vLLM stops; a supervisor should wait a little longer than this.
     vllm_stop_seconds: int = Field(30, ge=0)
     lora_target_modules: tuple[str, ...] = (

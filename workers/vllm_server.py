@@ -103,8 +103,7 @@ def vllm_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, s
         environment |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "fastslow-vllm"}
     if resolve_device(settings) == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.vllm_kv_cache_gib)
-        if settings.vllm_threads:
-            environment["OMP_NUM_THREADS"] = str(settings.vllm_threads)
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.vllm_threads
     if key := settings.vllm_api_key.get_secret_value():
         environment["VLLM_API_KEY"] = key
     if Path(settings.model_path).is_dir():

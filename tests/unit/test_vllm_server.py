@@ -38,11 +38,6 @@ def test_every_rank_that_can_be_trained_can_be_served(rank):
     assert served in LORA_RANKS
 
 
-def test_the_cpus_threads_are_a_core_each_unless_a_number_is_set():
-    assert "OMP_NUM_THREADS" not in vllm_environment(settings_of(), {})
-    assert vllm_environment(settings_of(vllm_threads=3), {})["OMP_NUM_THREADS"] == "3"
-
-
 def test_memory_holds_at_least_the_adapters_of_one_batch():
     argv = vllm_argv(settings_of(vllm_adapters_in_batch=8, vllm_adapters_in_memory=2))
     assert value_of("--max-cpu-loras", argv) == "8"
