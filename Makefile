@@ -31,7 +31,7 @@ help:
 	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
 	@echo "make bench-fst SIZE=smoke|medium|full   Fast-Slow Training against its arms; medium and full want a GPU"
-	@echo "make bench-slow             what adapters add to contexts, in one process (an hour; minutes on a GPU)"
+	@echo "make bench-slow             what adapters add to contexts, in one process (hours on two cores)"
 	@echo "make bench-consolidation | bench-rounds     many adapters at once (10 minutes); ten rounds of one (half an hour)"
 	@echo "make test-faults [FAULTS='kill-redis ...']    breaks one thing after the other under load (half an hour); the last line is JSON"
 	@echo "make lock            resolve pyproject.toml again into constraints.txt"

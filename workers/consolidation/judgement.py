@@ -280,7 +280,7 @@ def _notes(choice: Choice, options: Sequence[Sequence[Choice]], fitted: Measured
     notes = []
     if any(other.value_nats > choice.value_nats for of_scale in options for other in of_scale):
         notes.append(
-            "by likelihood more could leave the context, or at a smaller scale, but replies would be less as the user wants"
+            "by likelihood more could leave the context, or another scale is worth more, but replies would be less as the user wants"
         )
     scale, examples = choice.point.measured.scale, len(choice.point.alone)
     if examples < FEW_EXAMPLES:

@@ -62,7 +62,7 @@ def rate_loss(h_E: Tensor, rating_E: Tensor, h_other_E: Tensor) -> Tensor:
 
     KTO's shape (arXiv 2402.01306): z = max(0, h of another reply), without gradient, is what the adapter gives any reply, so only what it
     gives this one beyond that counts. KTO takes z as the mean over replies to other prompts of its batch. Those of one user are mostly of
-    one style, so that their mean rises with it, and praise would teach no style; here z is of what the base says to the same prompt by
+    one style, so that z rises with it and takes off what praise of a style gains; here z is of what the base says to the same prompt by
     itself. So no user's loss depends on who else is in the batch either. KTO's sums over tokens are means here.
 
     Args:

@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.slow`: what slow weights add, without the service: users teach, are consolidated side by side, and ask.
 
 Users, moods, questions and verdicts are those of the learning benchmark. Here the worker itself replies, and contexts are the fold of
-the feedback: no optimizer searches among them. So it takes minutes on a GPU, and says what consolidation does alone. Adapters are
-trained, scaled, judged and promoted by the very code of the service; whatever is promoted serves.
+the feedback: no optimizer searches among them. So it needs no vLLM, runs on a GPU too, and says what consolidation does alone. Adapters
+are trained, scaled, judged and promoted by the very code of the service; whatever is promoted serves.
 
     base     no context, no adapter             slow     the adapter alone
     fast     the context                        both     the adapter, with the context that it has not absorbed

@@ -1,7 +1,7 @@
 """Simulated users' feedback in this process: all ask at once, the base replies with each one's context, and they say what they think of it.
 
 The users, their moods and their words are those of the learning benchmark; what it does over HTTP, with contexts that are optimized
-between the chats, is done here with the fold alone, so that a GPU teaches a dozen users in a minute.
+between the chats, is done here with the fold alone and the chats of all users in one batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
