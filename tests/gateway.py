@@ -44,7 +44,7 @@ async def gateway_process(settings: Settings, keys: Keys) -> AsyncIterator[str]:
         yield url
     finally:
         process.terminate()
-        await asyncio.wait_for(process.wait(), timeout=20)
+        await asyncio.wait_for(process.wait(), timeout=READY_SECONDS)
 
 
 async def until_live(url: str) -> None:

@@ -7,8 +7,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE_SECONDS = 60.0
+"""More than what is waited for ever takes, on a machine that has time for nothing too: only a test that fails waits so long."""
 
-async def until(look: Callable[[], Awaitable[T]], *, seconds: float, every: float = 0.05, what: str = "it") -> T:
+
+async def until(
+    look: Callable[[], Awaitable[T]], *, seconds: float = PATIENCE_SECONDS, every: float = 0.05, what: str = "it"
+) -> T:
     """The first true value that `look` returns.
 
     Raises:

@@ -139,7 +139,7 @@ async def test_a_stream_in_flight_finishes_on_the_version_that_it_began_with(
     async def begun() -> bool:
         return len(vllm.bodies) > asked
 
-    await until(begun, seconds=5, every=0.005)
+    await until(begun, every=0.005)
     moved = await client.post("/v1/admin/scopes/user:alice/rollback", json={"reason": "r"}, headers=as_admin)
     assert not stream.done()
     response = await stream

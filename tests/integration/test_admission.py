@@ -17,7 +17,7 @@ from service.settings import Settings
 from service.tokens import Tokens
 from tests.conftest import KEYS, OTHER_TENANT_KEY, gateway_client
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 from workers.context_search.world import OnVllm
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}], "max_tokens": 50}
@@ -195,7 +195,7 @@ async def busy(client: httpx.AsyncClient, vllm: FakeVllm, *, users: tuple[str, .
     async def arrived() -> bool:
         return len(vllm.bodies) == seen + len(users)
 
-    await until(arrived, seconds=20, what="the chats' arrival at vLLM")
+    await until(arrived, what="the chats' arrival at vLLM")
     try:
         yield tasks
     finally:
@@ -206,7 +206,7 @@ async def in_line(client: httpx.AsyncClient, count: int) -> None:
     async def waiting() -> bool:
         return await metric(client, "fastslow_chats_waiting") == count
 
-    await until(waiting, seconds=20, what=f"a line of {count}")
+    await until(waiting, what=f"a line of {count}")
 
 
 async def test_more_chats_than_there_are_places_wait_and_more_than_may_wait_are_refused(
@@ -238,7 +238,7 @@ async def test_one_user_who_floods_the_line_does_not_keep_others_out(gateway: Ga
             flood = [asyncio.ensure_future(chat(client, "mallory")) for _ in range(3)]
             await in_line(client, 3)
             bob = asyncio.ensure_future(chat(client, "bob"))
-            done, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            done, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_SECONDS)
             assert [task.result().status_code for task in done] == [503]
         replies = await asyncio.gather(*held, *flood, bob)
     assert sorted(reply.status_code for reply in replies) == [200, 200, 200, 200, 503]
@@ -271,11 +271,11 @@ async def test_a_long_queue_at_vllm_refuses_chats_until_it_is_short(gateway: Gat
             reply = await chat(client)
             return reply if reply.status_code == wanted else None
 
-        refused = await until(lambda: status(503), seconds=20, what="a refusal")
+        refused = await until(lambda: status(503), what="a refusal")
         assert error(refused)[2] == "overloaded"
         assert await metric(client, 'fastslow_refused_total{reason="engine-queue"}') >= 1
         vllm.waiting = 2
-        assert await until(lambda: status(200), seconds=20, what="a reply")
+        assert await until(lambda: status(200), what="a reply")
 
 
 async def test_a_stream_that_takes_too_long_in_all_ends_with_an_error_and_gives_its_place_up(

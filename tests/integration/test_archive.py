@@ -182,7 +182,7 @@ class Slow(Connection):
     """A connection on which the log is trimmed after the snapshot was read, once."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        super().__init__(settings.effective_redis_url, timeout_seconds=5)
+        super().__init__(settings.effective_redis_url, timeout_seconds=settings.redis_timeout_seconds)
         self._settings, self._store = settings, store
 
     async def call(self, *command: str | bytes | int | float) -> Any:

@@ -81,7 +81,7 @@ async def has(count: Callable[[], int], least: int, what: str) -> None:
     async def enough() -> bool:
         return count() >= least
 
-    await until(enough, seconds=30, what=what)
+    await until(enough, what=what)
 
 
 async def test_of_two_schedulers_one_fires_and_the_other_takes_over_when_it_is_killed(
@@ -117,7 +117,7 @@ async def test_a_scheduler_outlives_a_redis_that_restarts(beat: Callable[[], Bea
     async def missed_two_ticks() -> bool:
         return time.monotonic() > back
 
-    await until(missed_two_ticks, seconds=10)
+    await until(missed_two_ticks)
     server.start()
     before = one.fired
     await has(lambda: one.fired, before + 2, "ticks after the restart")

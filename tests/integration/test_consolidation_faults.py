@@ -50,7 +50,7 @@ async def taken_over(redis_url: str, scope: Scope) -> None:
         async def free() -> bool:
             return not redis.exists(lease)
 
-        await until(free, seconds=10)
+        await until(free)
 
 
 async def test_two_workers_for_one_job_end_it_once(store: Store, settings: Settings, vllm: FakeVllm) -> None:
@@ -65,7 +65,7 @@ async def test_two_workers_for_one_job_end_it_once(store: Store, settings: Setti
         [(_, held)] = await store.jobs.unfinished()
         return held and time.time() > began + 2 * settings.lease_seconds
 
-    await until(outlasted_its_first_lease, seconds=10)
+    await until(outlasted_its_first_lease)
     await run(job, store, settings, second)
     assert second.works == []
     slow.go_on.set()
@@ -182,7 +182,7 @@ async def test_a_job_whose_worker_was_killed_is_done_again_and_ends_once(
 
     later = time.time() + settings.lease_seconds + 1
     sent = RecordedJobs()
-    await until(lambda: sweep(store, sent, settings, now=later, unique=lambda: "x"), seconds=10)
+    await until(lambda: sweep(store, sent, settings, now=later, unique=lambda: "x"))
     assert sent.sent == [[job.id]]
     ended = await run(job, store, settings, Trainer(vllm))
 
@@ -245,7 +245,7 @@ async def test_a_redis_that_is_gone_for_longer_than_a_lease_costs_no_training(
     async def long_enough() -> bool:
         return time.monotonic() > back
 
-    await until(long_enough, seconds=10)
+    await until(long_enough)
     own_server.start()
     trainer.go_on.set()
     ended = await pack
@@ -264,7 +264,7 @@ async def after_deaths(store: Store, scope: Scope, *, deaths: int) -> Job:
     async def free() -> bool:
         return not any(held for _, held in await store.jobs.unfinished())
 
-    await until(free, seconds=5)
+    await until(free)
     return died
 
 

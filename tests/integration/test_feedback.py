@@ -216,7 +216,7 @@ class Interrupted(Connection):
     """A connection on which something happens after the first read."""
 
     def __init__(self, settings: Settings, then: Callable[[], Awaitable[object]]) -> None:
-        super().__init__(settings.effective_redis_url, timeout_seconds=5)
+        super().__init__(settings.effective_redis_url, timeout_seconds=settings.redis_timeout_seconds)
         self._then: Callable[[], Awaitable[object]] | None = then
 
     async def pipeline(

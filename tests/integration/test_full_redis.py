@@ -117,7 +117,7 @@ async def test_while_memory_is_short_interactions_are_kept_in_brief_and_not_for_
             reply = await chat(client)
             return reply if reply.headers.get("x-fastslow-degraded") == "interaction-in-brief" else None
 
-        brief = (await until(in_brief, seconds=20, what="a look at Redis's memory")).json()["id"]
+        brief = (await until(in_brief, what="a look at Redis's memory")).json()["id"]
         streamed = await chat(client, stream=True)
         given = await give(client, brief, correction="A naming word.")
 

@@ -191,7 +191,7 @@ async def test_replies_are_counted_by_the_norms_of_their_users_scopes(
     async def all_there() -> bool:
         return await counted(client) == expected
 
-    await until(all_there, seconds=20, what="the count of all norms")
+    await until(all_there, what="the count of all norms")
 
 
 async def test_a_streamed_reply_is_checked_as_a_whole(client: httpx.AsyncClient, vllm: FakeVllm) -> None:
@@ -200,7 +200,7 @@ async def test_a_streamed_reply_is_checked_as_a_whole(client: httpx.AsyncClient,
     response = await client.post("/v1/chat/completions", json=CHAT | {"stream": True})
     assert response.text.endswith("data: [DONE]\n\n")
 
-    await until(lambda: counted(client), seconds=20, what="the check")
+    await until(lambda: counted(client), what="the check")
     assert await counted(client) == {'{held="no",norm="max_words"}': 1.0}
 
 
@@ -216,7 +216,7 @@ async def test_nothing_is_counted_without_norms_for_a_dry_run_or_for_nobody(
     assert (await client.send(of_nobody)).headers["x-fastslow-degraded"] == "no-user"
     vllm.reply = lambda _: "The last reply of all has more words than five."
     await chat(client)
-    await until(lambda: counted(client), seconds=20, what="the check")
+    await until(lambda: counted(client), what="the check")
     assert await counted(client) == {'{held="no",norm="max_words"}': 1.0}
 
 
@@ -226,7 +226,7 @@ async def test_with_redis_away_replies_go_out_and_are_counted_as_unchecked(
     nowhere = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
     async with gateway_client(nowhere, tokens, jobs) as client:
         await chat(client)
-        await until(lambda: counted(client, "norms_unchecked"), seconds=20, what="the count")
+        await until(lambda: counted(client, "norms_unchecked"), what="the count")
         assert await counted(client, "norms_unchecked") == {'{reason="store"}': 1.0}
 
 
@@ -237,7 +237,7 @@ async def test_a_reply_over_the_limit_is_counted_as_unchecked(
         await hold(client, BRIEF)
         vllm.reply = lambda _: "Too long."
         await chat(client)
-        await until(lambda: counted(client, "norms_unchecked"), seconds=20, what="the count")
+        await until(lambda: counted(client, "norms_unchecked"), what="the count")
         assert await counted(client, "norms_unchecked") == {'{reason="long"}': 1.0}
         assert await counted(client) == {}
 
@@ -254,14 +254,14 @@ async def test_a_gateway_asks_redis_for_norms_once_in_a_while(
 ) -> None:
     await hold(client, BRIEF)
     await chat(patient)
-    await until(lambda: counted(patient), seconds=20, what="the first check")
+    await until(lambda: counted(patient), what="the first check")
     await hold(client)
     await chat(patient)
 
     async def twice() -> bool:
         return await counted(patient) == {'{held="yes",norm="max_words"}': 2.0}
 
-    await until(twice, seconds=20, what="the second check")
+    await until(twice, what="the second check")
 
 
 async def test_a_share_of_replies_is_checked(
@@ -271,7 +271,7 @@ async def test_a_share_of_replies_is_checked(
         await hold(client, BRIEF)
         await chat(none)
         await chat(client)
-        await until(lambda: counted(client), seconds=20, what="the check of the other gateway")
+        await until(lambda: counted(client), what="the check of the other gateway")
         assert await counted(none) == {}
 
 

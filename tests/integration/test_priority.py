@@ -33,7 +33,7 @@ async def test_an_interactive_chat_overtakes_the_background_chats_that_wait(vllm
             asyncio.create_task(chat(f"background {n}", max_tokens=40, priority=BACKGROUND_PRIORITY))
             for n in range(4 * SEQUENCES)
         ]
-        await until(many_wait, seconds=60, what="a queue")
+        await until(many_wait, what="a queue")
         await asyncio.gather(chat("a person", max_tokens=1), *background)
     # After those that ran when it came, and at most as many that were let in before it was there; by arrival it would be the last.
     assert done.index("a person") <= 2 * SEQUENCES

@@ -19,7 +19,7 @@ from service.tokens import Tokens
 from tests.conftest import gateway_client
 from tests.factories import give_feedback
 from tests.fakes import FakeEmbedder, RecordedJobs
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 ALICE: dict[str, str] = {"tenant": "acme", "user": "alice"}
 EGGS, TAXES = "how to boil an egg", "which taxes apply in Spain"
@@ -65,7 +65,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
     async def look() -> bool:
         return holds()
 
-    await until(look, seconds=10, every=0.01)
+    await until(look, every=0.01)
 
 
 def stored(redis_url: str, *, model: str = "words", **user: str) -> set[str]:
@@ -188,7 +188,7 @@ async def test_closing_drops_what_is_under_way(
     embedder.free.clear()
     recall = Recall(store.embeddings, embedder, settings, metrics)
     recall.remember([exemplar("x1", EGGS)], **ALICE)
-    await asyncio.wait_for(recall.aclose(), 5)
+    await asyncio.wait_for(recall.aclose(), PATIENCE_SECONDS)
     assert embedder.closed
     assert stored(redis_url) == set()
 

@@ -166,7 +166,7 @@ async def test_a_dead_primarys_replica_takes_over_with_all_that_was_acknowledged
             async def personalized() -> bool:
                 return "x-fastslow-degraded" not in (await answered(client)).headers
 
-            await until(personalized, seconds=30, what="a chat from the replica")
+            await until(personalized, what="a chat from the replica")
             assert await texts_of(client) == ["Use rhymes.", "Be brief."]
             await say(client, comment="Be kind.")
             assert await texts_of(client) == ["Use rhymes.", "Be brief.", "Be kind."]

@@ -81,7 +81,7 @@ async def answered(url: str) -> None:
     async def answers() -> bool:
         return await redis_answers(url)() == ""
 
-    await until(answers, seconds=30, what="an answer of Redis")
+    await until(answers, what="an answer of Redis")
 
 
 async def test_a_url_has_tls_its_own_authority_and_a_password(settings: Settings, tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ async def test_a_dead_primarys_replica_serves_once_the_sentinels_say_so(
             async def promoted() -> bool:
                 return (await replica.client.info("replication"))["role"] == "master"
 
-            await until(promoted, seconds=30, what="the replica's promotion")
+            await until(promoted, what="the replica's promotion")
 
             async def seen() -> bool:
                 reply = await client.get("/v1/users/alice/context")
                 return reply.status_code == 200
 
-            await until(seen, seconds=30, what="the new primary")
+            await until(seen, what="the new primary")
             assert await texts_of(client) == ["Use rhymes."]
             await chat(client)
             await say(client, comment="Be brief.")

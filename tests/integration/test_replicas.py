@@ -101,7 +101,7 @@ async def seen(engine: VllmEngine, look: Callable[[VllmEngine], bool]) -> None:
     async def looked() -> bool:
         return look(engine)
 
-    await until(looked, seconds=10)
+    await until(looked)
 
 
 async def test_each_users_chats_go_to_one_replica_and_users_to_all(
@@ -322,7 +322,7 @@ async def test_a_gateway_is_ready_while_one_replica_is_and_metrics_say_which_is_
                 'fastslow_replica_up{replica="1"} 0.0' in text and 'fastslow_replica_waiting{replica="2"} 3.0' in text
             )
 
-        await until(told, seconds=10)
+        await until(told)
         assert 'fastslow_replica_up{replica="0"} 1.0' in (await client.get("/metrics")).text
         for replica in replicas:
             await replica.stop()
@@ -374,7 +374,7 @@ async def test_one_vllm_is_asked_once_and_not_looked_after(settings: Settings, v
     async def told() -> bool:
         return engine.waiting() == 7
 
-    await until(told, seconds=10)
+    await until(told)
     await engine.close()
 
 

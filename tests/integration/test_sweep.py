@@ -77,7 +77,7 @@ async def test_a_dead_workers_job_is_queued_again_once_its_lease_is_gone(store: 
     later = 100.0 + settings.lease_seconds + 1
 
     assert await sweep(store, jobs, settings, now=later, unique=lambda: "x") == []
-    await until(lambda: sweep(store, jobs, settings, now=later, unique=lambda: "x"), seconds=5)
+    await until(lambda: sweep(store, jobs, settings, now=later, unique=lambda: "x"))
     assert jobs.sent == [[job.id]]
 
 

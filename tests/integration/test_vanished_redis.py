@@ -42,9 +42,9 @@ async def test_connections_that_were_begun_meanwhile_are_given_up(store: Store, 
     async def again() -> bool:
         return await serves(store)
 
-    await until(again, seconds=20)
+    await until(again)
     proxy.trouble = vanishing
     for _ in range(3):
         assert not await serves(store)
     proxy.trouble = None
-    await until(again, seconds=20, what="an answer of the new server")
+    await until(again, what="an answer of the new server")

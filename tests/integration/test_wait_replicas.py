@@ -66,7 +66,7 @@ async def test_what_no_replica_has_is_not_acknowledged_and_neither_is_its_retry_
     async def taken() -> bool:
         return (await give(client, interaction, key=key)).status_code == 200
 
-    await until(taken, seconds=30, what="an acknowledgement")
+    await until(taken, what="an acknowledgement")
     assert await texts_of(client) == ["Be brief."]
 
 

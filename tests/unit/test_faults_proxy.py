@@ -10,7 +10,7 @@ import pytest
 from tests.faults.front import Balancer
 from tests.faults.proxy import Proxy, cutting, delaying, half_closing, to_port
 from tests.gateway import free_port
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 ALWAYS, NEVER = 1.0, 0.0
 
@@ -55,14 +55,14 @@ async def connected(proxy: Proxy) -> tuple[StreamReader, StreamWriter]:
 
 async def answer(reader: StreamReader, writer: StreamWriter, line: bytes) -> bytes:
     writer.write(line)
-    return await asyncio.wait_for(reader.readline(), 10)
+    return await asyncio.wait_for(reader.readline(), PATIENCE_SECONDS)
 
 
 async def test_without_trouble_all_is_passed_on_and_the_end_too(proxy: Proxy, server: EchoServer) -> None:
     reader, writer = await connected(proxy)
     assert await answer(reader, writer, b"one\n") == b"one\n"
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await asyncio.wait_for(reader.read(), PATIENCE_SECONDS) == b""
     assert server.ended == 1
     writer.close()
 
@@ -96,7 +96,7 @@ async def test_a_half_closed_connection_ends_for_the_server_and_not_for_the_clie
     async def ended() -> bool:
         return server.ended == 1
 
-    await until(ended, seconds=10)
+    await until(ended)
     assert server.heard == []
     writer.close()
 
@@ -114,7 +114,7 @@ async def test_nobody_behind_it_is_a_cut() -> None:
     await proxy.start()
     reader, _ = await connected(proxy)
     with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(reader.read(), 10)
+        await asyncio.wait_for(reader.read(), PATIENCE_SECONDS)
     await proxy.close()
 
 

@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +240,31 @@ def test_scaling_follows_queues_and_metrics_that_exist() -> None:
     assert targets["consolidate"] == KEY_PREFIX + CONSOLIDATE_QUEUE
     assert targets["control"] == KEY_PREFIX + CONTROL_QUEUE
     assert set(re.findall(r"fastslow_\w+", targets["vllm"])) <= metrics
+    # KEDA's operator asks from a namespace of its own.
+    addresses = {m["spec"]["triggers"][0]["metadata"].get("address") for m in SCALING if m["kind"] == "ScaledObject"}
+    assert addresses == {None, f"redis.{KUSTOMIZATION['namespace']}:6379"}
     # Who is scaled by processor time is scaled by nothing else.
     by_processor = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in of_kind("HorizontalPodAutoscaler")}
     assert by_processor == {"gateway"}
     assert by_processor.isdisjoint(targets)
+
+
+def test_all_that_is_put_together_is_in_one_namespace_and_has_one_label() -> None:
+    # What a kustomization says holds for its own resources, not for those of a component beside it.
+    assert KEDA["namespace"] == KUSTOMIZATION["namespace"]
+    assert KEDA["labels"][0]["pairs"] == KUSTOMIZATION["labels"][0]["pairs"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the path")
+def test_kustomize_itself_puts_all_together(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    overlay = {"resources": ["base"], "components": ["keda", "object-store"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    adapters = "PersistentVolumeClaim-adapters"
+    assert {named(manifest) for manifest in built} == {named(manifest) for manifest in BASE + SCALING} - {adapters}
+    assert {manifest["metadata"].get("namespace") for manifest in built} == {KUSTOMIZATION["namespace"]}
+    images = {container(manifest)["image"] for manifest in built if manifest["kind"] in ("Deployment", "StatefulSet")}
+    assert {image for image in images if image.startswith("fastslow-")} == set()

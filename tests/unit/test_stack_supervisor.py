@@ -21,6 +21,7 @@ from service.stack.process import Child
 from service.stack.supervisor import ChildFailed, RestartPolicy, Supervisor
 from service.stack.terminal import Terminal
 from service.stack.up import run
+from tests.waiting import PATIENCE_SECONDS
 
 # Says that it is up, starts a child of its own, and writes its name to a file when it is asked to end.
 WELL_BEHAVED = """
@@ -80,7 +81,7 @@ def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     sweep(str(tmp_path), term_seconds=0)
 
 
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+async def until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -122,7 +123,7 @@ async def test_a_child_that_keeps_dying_ends_the_watch_with_its_last_words(bench
     dying = "print('up', flush=True); import time; time.sleep(0.5); raise SystemExit('no more memory')"
     async with watched(bench.supervisor(bench.child("redis"), bench.child("worker", dying))) as watch:
         with pytest.raises(ChildFailed, match=r"(?s)The worker died 5 times in quick succession.*no more memory"):
-            await asyncio.wait_for(watch, 30)
+            await asyncio.wait_for(watch, PATIENCE_SECONDS)
     assert bench.said.count("starting it again") == 4
     assert marked(bench.mark) == []
 
@@ -169,7 +170,7 @@ async def test_a_second_signal_kills_instead_of_asking(bench: Bench) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     await until(lambda: "Stopping" in bench.said)
     os.kill(os.getpid(), signal.SIGINT)
-    assert await asyncio.wait_for(running, 20) == 0
+    assert await asyncio.wait_for(running, PATIENCE_SECONDS) == 0
     assert marked(bench.mark) == []
 
 
@@ -177,9 +178,9 @@ async def test_sigterm_stops_all_with_exit_code_0_and_a_failure_with_1(bench: Be
     running = asyncio.create_task(run(bench.supervisor(bench.child("redis")), mark=bench.mark, terminal=bench.terminal))
     await until(lambda: "is ready" in bench.said)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 20) == 0
+    assert await asyncio.wait_for(running, PATIENCE_SECONDS) == 0
     broken = bench.supervisor(bench.child("redis"), bench.child("vllm", "raise SystemExit('broken')"))
-    assert await asyncio.wait_for(run(broken, mark=bench.mark, terminal=bench.terminal), 20) == 1
+    assert await asyncio.wait_for(run(broken, mark=bench.mark, terminal=bench.terminal), PATIENCE_SECONDS) == 1
     assert bench.order.read_text() == "redis redis "
     assert marked(bench.mark) == []
 
@@ -191,7 +192,7 @@ async def test_a_signal_during_the_start_stops_what_has_started(bench: Bench) ->
     )
     await until(lambda: "Starting the vllm" in bench.said)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 20) == 0
+    assert await asyncio.wait_for(running, PATIENCE_SECONDS) == 0
     assert marked(bench.mark) == []
 
 

@@ -137,7 +137,7 @@ async def test_a_reply_that_is_given_back_before_its_end_is_broken_off() -> None
         async def left() -> bool:
             return served.left == 1
 
-        await until(left, seconds=10)
+        await until(left)
         with pytest.raises(OSError, match="broke"):
             await reply.readany()
 
@@ -162,7 +162,7 @@ async def test_a_hanging_server_is_given_up_and_a_cancelled_request_gives_its_pl
         async def asked() -> bool:
             return len(served.requests) == 4
 
-        await until(asked, seconds=10)
+        await until(asked)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         never.set()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.adapters import NAME, write_version
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 from workers.adapter_store import AdapterRefused, Copies, FolderStore
 from workers.vllm_plugin.eviction import Adapters, Readers
 from workers.vllm_plugin.held_copies import HeldCopies
@@ -80,7 +80,7 @@ async def test_an_eviction_does_not_wait_for_a_later_request(loaded):
         await asyncio.sleep(0)
         later = loaded.readers.reading()
         later.__enter__()
-    assert await asyncio.wait_for(eviction, 1)
+    assert await asyncio.wait_for(eviction, PATIENCE_SECONDS)
     later.__exit__(None, None, None)
 
 
@@ -168,7 +168,7 @@ async def test_a_fetch_that_takes_too_long_is_not_waited_for_and_is_there_for_th
             await copies.taken(NAME, seconds=0.05)
     finally:
         slow.may.set()
-    await until(lambda: asyncio.sleep(0, (cache / NAME).exists()), seconds=10, what="the copy")
+    await until(lambda: asyncio.sleep(0, (cache / NAME).exists()), what="the copy")
     slow.may.clear()
     assert await copies.taken(NAME, seconds=10) == cache / NAME
 
