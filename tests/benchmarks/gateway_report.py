@@ -19,6 +19,7 @@ COLOURS = {
     PASSTHROUGH: "#333333",
     "LiteLLM": "#d98c21",
     "TensorZero": "#8a4fb0",
+    "vllm-router": "#b0506a",
     OFF: "#7cc49a",
     FULL: "#1f6fb4",
 }

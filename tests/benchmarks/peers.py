@@ -98,7 +98,24 @@ class TensorZero(Peer):
             yield Target(service, key="none", path="/openai/v1/chat/completions", body=body)
 
 
-PEERS: tuple[Peer, ...] = (LiteLlm(), TensorZero())
+class VllmRouter(Peer):
+    """The vLLM project's own router (Rust), by users as our gateway sends them: what a hop costs that would choose the replica instead."""
+
+    name = "vllm-router"
+    requirements = ("vllm-router==0.1.17",)
+
+    @contextmanager
+    def serving(self, python: Path, folder: Path, *, cores: frozenset[int], upstream_port: int) -> Iterator[Target]:
+        port = processes.free_port()
+        command = [str(python), "-m", "vllm_router.launch_router", "--port", str(port), "--policy", "consistent_hash"]
+        command += ["--worker-urls", f"http://127.0.0.1:{upstream_port}", "--log-level", "error"]
+        command += ["--prometheus-port", str(processes.free_port())]
+        started = processes.server(self.name, command, port=port, path="/health", folder=folder, cores=cores, env={})
+        with started as service:
+            yield Target(service, key="none")
+
+
+PEERS: tuple[Peer, ...] = (LiteLlm(), TensorZero(), VllmRouter())
 
 
 def environment(peer: Peer, home: Path, console: Console) -> Path:

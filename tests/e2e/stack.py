@@ -115,7 +115,7 @@ class Stack:
         return next(key["key"] for key in keys if key["role"] == role)
 
     def admin(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key('admin')}"}, timeout=30)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key('admin')}"}, timeout=120)
 
     def user(self, name: str) -> "User":
         return User(self, name)
@@ -128,7 +128,7 @@ class User:
         headers = {"X-User-ID": name}
         self.openai = OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key("client"), default_headers=headers)
         self.http = httpx.Client(
-            base_url=stack.url, headers=headers | {"Authorization": f"Bearer {stack.key('client')}"}, timeout=30
+            base_url=stack.url, headers=headers | {"Authorization": f"Bearer {stack.key('client')}"}, timeout=120
         )
         self.name = name
 

@@ -8,7 +8,7 @@ from tests.e2e.stack import Stack, User
 from tests.e2e.tour import LESSONS
 from tests.e2e.waiting import settled
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 QUESTION = "Why is the sky blue?"
 
@@ -71,7 +71,7 @@ def test_the_optimizer_finds_a_population_that_serves_and_tells_what_it_measured
     hana = stack.user("hana")
     for question, wanted in list(LESSONS.items())[:8]:
         hana.feedback(hana.ask(question, max_tokens=24), correction=wanted)
-    settled(lambda: not hana.context()["optimizing"], what="the optimizer", seconds=400)
+    settled(lambda: not hana.context()["optimizing"], what="the optimizer", seconds=900)
 
     members = hana.context()["population"]["members"]
     assert 1 <= len(members) <= 4

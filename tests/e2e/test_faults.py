@@ -12,7 +12,7 @@ from tests.faults.registry import FAULTS
 from tests.faults.stack import Stack, started
 from tests.faults.trial import Pace, run
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 SHORT = ("kill-redis", "kill-gateway", "redis-cut", "corrupt-adapter")
 PACE = Pace(users=6, pause_seconds=0.6, fault_seconds=2.5, after_seconds=0.5)

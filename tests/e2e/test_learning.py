@@ -12,7 +12,7 @@ from tests.benchmarks.learning.plan import plan
 from tests.benchmarks.learning.session import execute
 from tests.e2e.stack import MODEL, Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
 async def test_feedback_makes_replies_satisfy_and_only_for_those_who_gave_it(stack: Stack, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.plain_divergence import kl_nats, load_plain
 from workers.consolidation.anchors import KINDS, load_anchors
 from workers.consolidation.base import load_base
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 QUESTION = "Why is the sky blue?"
 KILL_ROUNDS = 60
@@ -39,7 +39,7 @@ def test_the_whole_loop(stack: Stack) -> None:
     assert bob.ask(QUESTION).text == untaught.text
 
     correct_everything(alice)
-    settled(lambda: not alice.context()["optimizing"], seconds=400, what="the optimizer", seen=alice.context)
+    settled(lambda: not alice.context()["optimizing"], seconds=900, what="the optimizer", seen=alice.context)
     before = alice.ask(QUESTION)
     items_before = rendered(alice)
     with stack.admin() as admin:
@@ -73,10 +73,10 @@ def test_killing_processes_loses_no_acknowledged_feedback(stack: Stack) -> None:
     teacher.start()
     for share, words in ((1, ("uvicorn",)), (2, ("valkey-server",)), (3, ("celery", "worker", "consolidate"))):
         settled(
-            lambda share=share: len(acknowledged) >= share * KILL_ROUNDS // 5, seconds=120, what="feedback to go on"
+            lambda share=share: len(acknowledged) >= share * KILL_ROUNDS // 5, seconds=300, what="feedback to go on"
         )
         stack.kill(*words)
-    teacher.join(180)
+    teacher.join(300)
     assert not teacher.is_alive()
 
     stack.wait_until_ready()
@@ -118,9 +118,9 @@ def consolidate_while_the_worker_dies(stack: Stack, admin: httpx.Client) -> dict
         found: dict[str, Any] = admin.get(f"/v1/admin/consolidations/{started.json()['id']}").json()
         return found
 
-    settled(lambda: job()["stage"] == "train" and job()["step"] >= 6, seconds=600, what="training to begin", seen=job)
+    settled(lambda: job()["stage"] == "train" and job()["step"] >= 6, seconds=900, what="training to begin", seen=job)
     stack.kill("celery", "worker", "consolidate")
-    settled(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=900, what="the job to end", seen=job)
+    settled(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=1200, what="the job to end", seen=job)
     return job()
 
 
