@@ -35,7 +35,8 @@ class FrontierPoint(Frozen):
     margin_with_context: float
     """With the whole context; equal to `margin_alone` where there is none."""
     value_nats: float | None = None
-    """What it is worth (`price.value_nats`); the candidate's is the scale with the most at which replies keep the user's style."""
+    """What it is worth with the whole context (`price.value_nats`); the candidate's scale is the one with the most at which replies keep
+    the user's style."""
 
 
 class Handed(Frozen):

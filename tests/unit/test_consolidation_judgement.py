@@ -56,7 +56,8 @@ def own(log, *, absorbed=frozenset()):
 def judged(base, trained, judges, anchors, candidates):
     meter = Meter(base, trained, judges, anchors, candidates, on_pass=lambda: None)
     fitted = fit_scales(meter.measure, len(candidates))
-    return fitted, judge(base, judges, anchors, candidates, fitted, meter=meter, on_pass=lambda: None)
+    judgements = judge(base, judges, anchors, candidates, fitted, meter=meter, limits=Limits(), on_pass=lambda: None)
+    return fitted, judgements
 
 
 def report(judgement):
@@ -270,7 +271,7 @@ def test_the_frontiers_kl_grows_with_the_scale_and_the_chosen_scale_is_on_it(
         assert torch.equal(judges.weights_U_N[3], judges.weights_U_N[c.slot])
 
 
-def test_items_leave_the_context_only_at_a_scale_at_which_replies_keep_the_users_style(
+def test_a_scale_is_chosen_and_items_leave_only_while_replies_keep_the_users_style(
     tiny_base, trained, judges, anchors, held, log, tmp_path
 ):
     def judgement(style):
@@ -291,22 +292,25 @@ def test_items_leave_the_context_only_at_a_scale_at_which_replies_keep_the_users
     assert by_likelihood.absorbed
     assert by_likelihood.generated.style is None
 
+    # As served now, then at the scale that is worth most, then with the whole context and with none.
     kept, asked = styled(1.0, 0.96)
     as_good = judgement(kept)
-    assert (as_good.absorbed, as_good.scale) == (by_likelihood.absorbed, by_likelihood.scale)
+    assert as_good.scale == by_likelihood.scale
+    assert set(as_good.absorbed) == set(log.fast_weights.items)
     assert asked[:5] == [p.example.asked for p in held]
 
     elsewhere, _ = styled(1.0, 0.9, 1.0)
     at_another = judgement(elsewhere)
-    assert at_another.absorbed == by_likelihood.absorbed
+    assert at_another.absorbed
     assert at_another.scale != by_likelihood.scale
+    assert "replies would be less as the user wants" in at_another.notes[0]
 
-    lost, _ = styled(1.0, 0.9)
-    nowhere = judgement(lost)
-    assert nowhere.absorbed == ()
-    assert not any(item.absorbed for item in nowhere.handed)
-    assert nowhere.context_tokens_after == nowhere.context_tokens_before
-    assert "replies would be less as the user wants" in nowhere.notes[0]
+    lost, _ = styled(1.0, 1.0, 1.0, 0.9)
+    nothing = judgement(lost)
+    assert (nothing.absorbed, nothing.scale) == ((), by_likelihood.scale)
+    assert not any(item.absorbed for item in nothing.handed)
+    assert nothing.context_tokens_after == nothing.context_tokens_before
+    assert nothing.margins.would_serve == nothing.margins.candidate_with_context
 
 
 def test_where_no_scale_fits_the_judgement_is_of_the_base_and_says_so(

@@ -13,12 +13,14 @@ from workers.consolidation.handoff import (
     COSTS_NOTHING_NATS,
     MAX_ASKED_ALONE,
     MAX_PASSES,
+    Answer,
     context_tokens,
     hand_off,
     search,
 )
 from workers.consolidation.lora import LoraStack, Shape
 from workers.consolidation.rounds import in_rounds
+from workers.consolidation.speaker import Speaker
 
 
 def words(text):
@@ -42,17 +44,21 @@ def context(count, *, budget=4000, guideline=True):
     return OwnContext(state=state, absorbed=frozenset(), budget_tokens=budget)
 
 
-def found(own, margin_without, *, examples=10):
-    """What becomes of each item where the margin without some of them is this; and how many rounds it took."""
+def found(own, margin_without, *, examples=10, style_without=None, now=Answer([0.0] * 10)):
+    """What becomes of each item where the margin, and the style of replies, without some of them is this; and how many rounds it took."""
     rounds = []
+
+    def answer(left_out, newest=None):
+        styled = None if newest or style_without is None else style_without(left_out)
+        return Answer([margin_without(left_out)] * min(newest or examples, examples), styled)
 
     def answered(questions):
         rounds.append(questions[0])
-        return {0: [[margin_without(q.left_out)] * min(q.newest or examples, examples) for q in questions[0]]}
+        return {0: [answer(q.left_out, q.newest) for q in questions[0]]}
 
-    [handed] = in_rounds([search(own, words)], answered)
-    assert handed.whole == [margin_without(frozenset())] * examples
-    assert handed.left == [margin_without(handed.absorbed)] * examples
+    [handed] = in_rounds([search(own, words, now, may_lose_nats=0.05)], answered)
+    assert handed.whole == answer(frozenset())
+    assert handed.left == answer(handed.absorbed)
     return handed, rounds
 
 
@@ -90,6 +96,28 @@ def test_items_that_say_the_same_do_not_all_leave_although_each_alone_would():
 def test_small_losses_do_not_add_up():
     handed, _ = found(context(8), lambda left_out: 1.0 - 0.008 * len(left_out))
     assert 0 < len(handed.absorbed) * 0.008 <= COSTS_NOTHING_NATS
+
+
+def test_where_a_style_is_known_items_leave_as_long_as_replies_have_it_and_the_margin_is_above_what_serves_now():
+    def margin(left_out):
+        return 1.0 - 0.1 * len(left_out)
+
+    def still_there_with(items):
+        return lambda left_out: 0.9 - 0.2 * max(items - (9 - len(left_out)), 0)
+
+    def handed(style_without, *, serving=0.0, near=0.85):
+        now = Answer([serving] * 10, near)
+        return found(context(8), margin, style_without=style_without, now=now)[0]
+
+    # By the margin alone not one of them would.
+    assert found(context(8), margin)[0].absorbed == frozenset()
+    assert len(handed(still_there_with(0)).absorbed) == 9
+    assert len(handed(still_there_with(3)).absorbed) == 6
+    # Replies without an item are nearer to the style than those with all, but not as near as what serves now.
+    assert handed(lambda left_out: 0.6 if left_out else 0.5, near=0.7).absorbed == frozenset()
+    # The gate would refuse what falls below what serves now by more than 0.05.
+    assert len(handed(still_there_with(0), serving=0.6).absorbed) == 4
+    assert handed(still_there_with(0), serving=1.1).absorbed == frozenset()
 
 
 def test_what_waits_for_room_leaves_with_what_it_waited_for_so_that_the_context_gets_shorter():
@@ -143,13 +171,15 @@ def test_scopes_are_asked_about_side_by_side_and_those_of_many_users_not_at_all(
             candidate(tmp_path / "all", slot=1, heldout=held),
             candidate(tmp_path / "bob", slot=1, heldout=held, context=own),
         ]
-        together = hand_off(tiny_base, judges, candidates, on_pass=lambda: passes.append(1))
-        alone = hand_off(tiny_base, judges, candidates[2:], on_pass=lambda: None)
+        speaker, now = Speaker(tiny_base, judges), Answer([0.0, 0.0])
+        asked = {"scales": [1.0] * 3, "may_lose_nats": 0.05}
+        together = hand_off(speaker, candidates, [now] * 3, **asked, on_pass=lambda: passes.append(1))
+        alone = hand_off(speaker, candidates[2:], [now], **asked, on_pass=lambda: None)
     assert together[1].items == ()
     assert [item.item for item in together[0].items] == [item.item for item in together[2].items]
     assert [item.absorbed for item in together[2].items] == [item.absorbed for item in alone[0].items]
-    assert together[2].whole == pytest.approx(alone[0].whole, abs=1e-4)
-    assert together[2].left == pytest.approx(alone[0].left, abs=1e-4)
-    assert together[0].whole != pytest.approx(together[2].whole, abs=1e-4)
+    assert together[2].whole.margins == pytest.approx(alone[0].whole.margins, abs=1e-4)
+    assert together[2].left.margins == pytest.approx(alone[0].left.margins, abs=1e-4)
+    assert together[0].whole.margins != pytest.approx(together[2].whole.margins, abs=1e-4)
     assert together[1].left == together[1].whole
     assert len(passes) <= 2 + MAX_PASSES

@@ -1,9 +1,14 @@
 """The hand-off between fast and slow: which context items an adapter makes unnecessary, each with what its absence costs.
 
-Everything is asked about the candidate's held-out margin with what is left of the context, always against the whole context, so that
-small losses can't add up. First without any of it: if that costs nothing, all is absorbed. Otherwise the items are left out one by one,
-which gives each its cost, put in the order of that, and the longest beginning of this order whose absence costs nothing *together* is
-searched by halving: items that say the same cost nothing one by one, because the others still say it.
+Every question is about the candidate with what is left of the context, always against the whole context, so that small losses can't add
+up. First without any of it: if that costs nothing, all is absorbed. Otherwise the items are left out one by one, which gives each its
+cost in margin, put in the order of that, and the longest beginning of this order whose absence costs nothing *together* is searched by
+halving: items that say the same cost nothing one by one, because the others still say it.
+
+What costs nothing is seen in replies, where the user's pairs tell which style they want: without the items replies are as near to it as
+with them and as what serves now, and the margin stays above what serves now by as much as the gate asks. Margins alone hold back
+too much there: an exemplar makes wanted replies likelier long after they all have the wanted style. Where nothing is known of a style,
+the margin must stay what it is.
 
 What is left out makes room for items that wait for their turn. In the search these are left out too, or they would carry what the
 adapter does not, and the context would be as long as before; so they are absorbed with what they waited for, or else not at all.
@@ -12,18 +17,22 @@ adapter does not, and the context would be as long as before; so they are absorb
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+from service.domain.bootstrap import paired
 from service.domain.context import Context, Count, choose
 from service.domain.items import Exemplar, Guideline, Item
 from service.domain.measures import Handed
 from service.domain.population import leading
 from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate, OwnContext
-from workers.consolidation.lora import LoraStack
-from workers.consolidation.margins import Arm, mean, measure, rows_with
+from workers.consolidation.generated import served_then, style
+from workers.consolidation.margins import SEED, Arm, mean, measure, rows_with
 from workers.consolidation.rounds import in_rounds
+from workers.consolidation.speaker import Speaker
 
 # Below this change in a reply's log-probability per token nobody could tell the replies apart: 2 % in likelihood.
 COSTS_NOTHING_NATS = 0.02
+# Of [0, 1]: what replies may lose in style.
+LOST_STYLE = 0.05
 # Asked one by one, the longest first; the others come last. Each is a scoring of examples with their contexts: on two cores half a second
 # an example for the default model.
 MAX_ASKED_ALONE = 8
@@ -35,23 +44,27 @@ MAX_PASSES = 3
 
 @dataclass(frozen=True)
 class Question:
-    """What is the margin without these items, on the newest so many examples (None: on all)?"""
+    """What is the candidate without these items, on the newest so many examples (None: on all, and by its replies too)?"""
 
     left_out: frozenset[str]
     newest: int | None = None
 
 
-Answers = list[list[float]]
-"""To each question the margins, one an example."""
+@dataclass(frozen=True)
+class Answer:
+    """Margins, one an example, and how near replies are to the user's style, the mean; None where nothing tells, or it was not asked."""
+
+    margins: list[float]
+    style: float | None = None
 
 
 @dataclass(frozen=True)
 class HandOff:
-    """What becomes of each item, and the candidate's margins with the whole context and with what is left of it, one an example."""
+    """What becomes of each item, and the candidate with the whole context and with what is left of it."""
 
     items: tuple[Handed, ...]
-    whole: list[float]
-    left: list[float]
+    whole: Answer
+    left: Answer
 
     @property
     def absorbed(self) -> frozenset[str]:
@@ -60,23 +73,56 @@ class HandOff:
 
 
 def hand_off(
-    base: Base, judges: LoraStack, candidates: Sequence[Candidate], *, on_pass: Callable[[], None]
+    speaker: Speaker,
+    candidates: Sequence[Candidate],
+    serving: Sequence[Answer],
+    *,
+    scales: Sequence[float],
+    may_lose_nats: float,
+    on_pass: Callable[[], None],
 ) -> list[HandOff]:
     """For each candidate what becomes of its user's context items; nothing for a scope of many users, which have none in common.
 
-    The candidates' exports are loaded in their slots.
-    """
+    The candidates' exports at these scales are loaded in their slots.
 
-    def answered(questions: dict[int, list[Question]]) -> dict[int, Answers]:
+    Args:
+        serving: what serves now, with its context.
+        may_lose_nats: what the gate lets a margin lose against that, by its bound.
+    """
+    base = speaker.base
+
+    def answered(questions: dict[int, list[Question]]) -> dict[int, list[Answer]]:
         on_pass()
         asked = [(index, question) for index, of_one in questions.items() for question in of_one]
-        found = measure(base, judges, [_arm(base, candidates[index], question) for index, question in asked])
-        answers: dict[int, Answers] = {index: [] for index in questions}
-        for (index, _), margins in zip(asked, found, strict=True):
-            answers[index].append(margins)
+        found = measure(base, speaker.judges, [_arm(base, candidates[index], question) for index, question in asked])
+        said = speaker.replies(
+            [
+                []
+                if question.newest or not candidates[index].style
+                else served_then(base, candidates[index], scales[index], question.left_out)
+                for index, question in asked
+            ]
+        )
+        answers: dict[int, list[Answer]] = {index: [] for index in questions}
+        for (index, question), margins, replies in zip(asked, found, said, strict=True):
+            near = None if question.newest else style(base, candidates[index], replies)
+            answers[index].append(Answer(margins, near))
         return answers
 
-    return in_rounds([search(c.context, base.tokens.count) for c in candidates], answered)
+    searches = [
+        search(c.context, base.tokens.count, now, may_lose_nats=may_lose_nats)
+        for c, now in zip(candidates, serving, strict=True)
+    ]
+    return in_rounds(searches, answered)
+
+
+def costs_nothing(without: Answer, whole: Answer, now: Answer, *, may_lose_nats: float) -> bool:
+    """Whether what is left of the context does as the whole."""
+    if without.style is None or whole.style is None or now.style is None:
+        return mean(without.margins) >= mean(whole.margins) - COSTS_NOTHING_NATS
+    if without.style < max(whole.style, now.style) - LOST_STYLE:
+        return False
+    return paired(without.margins, now.margins, seed=SEED).lower95 >= -may_lose_nats
 
 
 def context_tokens(own: OwnContext | None, *, left_out: frozenset[str], count: Count) -> int:
@@ -89,24 +135,29 @@ def _arm(base: Base, candidate: Candidate, question: Question) -> Arm:
     return Arm(candidate.heldout[first:], rows_with(base, candidate, question.left_out)[first:], candidate.slot)
 
 
-def search(own: OwnContext | None, count: Count) -> Generator[list[Question], Answers, HandOff]:
-    """One user's: asks for margins without these items or those, and returns what becomes of each."""
+def search(
+    own: OwnContext | None, count: Count, now: Answer, *, may_lose_nats: float
+) -> Generator[list[Question], list[Answer], HandOff]:
+    """One user's: asks what the candidate is without these items or those, and returns what becomes of each."""
     rendered, waiting = _asked(own, count) if own else ([], [])
     if own is None or not rendered:
         [whole] = yield [Question(frozenset())]
         return HandOff((), whole, whole)
     everything = frozenset((*rendered, *waiting))
     whole, nothing = yield [Question(frozenset()), Question(everything)]
-    enough = mean(whole) - COSTS_NOTHING_NATS
+
+    def enough(without: Answer) -> bool:
+        return costs_nothing(without, whole, now, may_lose_nats=may_lose_nats)
+
     items = own.state.items
     tokens = {name: _tokens(items[name], count) for name in everything}
     cost: dict[str, float] = {}
     gone, left = everything, nothing
-    if mean(nothing) < enough:
+    if not enough(nothing):
         alone = sorted(rendered, key=lambda name: -tokens[name])[:MAX_ASKED_ALONE]
         singles = yield [Question(frozenset((name,)), newest=EXAMPLES_ALONE) for name in alone]
-        with_all = mean(whole[-EXAMPLES_ALONE:])
-        cost = {name: with_all - mean(margins) for name, margins in zip(alone, singles, strict=True)}
+        with_all = mean(whole.margins[-EXAMPLES_ALONE:])
+        cost = {name: with_all - mean(found.margins) for name, found in zip(alone, singles, strict=True)}
         order = sorted(alone, key=lambda name: cost[name]) + [name for name in rendered if name not in cost]
         gone, left = yield from _longest(order, frozenset(waiting), enough=enough, whole=whole)
     return HandOff(
@@ -120,22 +171,22 @@ def search(own: OwnContext | None, count: Count) -> Generator[list[Question], An
 
 
 def _longest(
-    order: Sequence[str], waiting: frozenset[str], *, enough: float, whole: list[float]
-) -> Generator[list[Question], Answers, tuple[frozenset[str], list[float]]]:
-    """The longest beginning of this order, with what waits, that can be left out, and the margins without it.
+    order: Sequence[str], waiting: frozenset[str], *, enough: Callable[[Answer], bool], whole: Answer
+) -> Generator[list[Question], list[Answer], tuple[frozenset[str], Answer]]:
+    """The longest beginning of this order, with what waits, that can be left out, and the candidate without it.
 
     The lower end was always measured; the whole order is known to be too much.
     """
     low, high = 0, len(order)
-    found: tuple[frozenset[str], list[float]] = (frozenset(), whole)
+    found: tuple[frozenset[str], Answer] = (frozenset(), whole)
     for _ in range(MAX_PASSES):
         if high - low < 2:
             break
         middle = (low + high) // 2
         left_out = frozenset((*order[:middle], *waiting))
-        [margins] = yield [Question(left_out)]
-        if mean(margins) >= enough:
-            low, found = middle, (left_out, margins)
+        [without] = yield [Question(left_out)]
+        if enough(without):
+            low, found = middle, (left_out, without)
         else:
             high = middle
     return found

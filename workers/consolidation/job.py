@@ -57,7 +57,7 @@ def consolidate(
             trained = _trained(tasks, base, settings, store, checkpoints, going) if tasks else None
         tasks = [task for task in tasks if going.on(task.work.job)]
         if trained is not None and tasks:
-            judged = _judged(tasks, trained, base, settings, store, clock, going)
+            judged = _judged(tasks, trained, base, settings, store, limits, clock, going)
             for of, judgement in zip(tasks, judged, strict=True):
                 _end(of, judgement, base, settings, store, limits, clock, going)
     for job, end in going.ends.items():
@@ -171,6 +171,7 @@ def _judged(
     base: Base,
     settings: Settings,
     store: AdapterStore,
+    limits: Limits,
     clock: Clock,
     going: Going,
 ) -> list[Judgement]:
@@ -188,7 +189,8 @@ def _judged(
         with clock.stage("measure"):
             fitted = fit_scales(meter.measure, len(candidates))
         with clock.stage("judge"):
-            return judge(base, judges, anchors, candidates, fitted, meter=meter, on_pass=going.counter("judge"))
+            counted = going.counter("judge")
+            return judge(base, judges, anchors, candidates, fitted, meter=meter, limits=limits, on_pass=counted)
 
 
 def _room_for(versions: Sequence[str], settings: Settings, store: AdapterStore) -> Shape:
