@@ -4,6 +4,7 @@ Each is set up as its documentation has it for production on one core: one worke
 """
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from tests.benchmarks import processes
@@ -110,8 +112,12 @@ class VllmRouter(Peer):
         command = [str(python), "-m", "vllm_router.launch_router", "--port", str(port), "--policy", "consistent_hash"]
         command += ["--worker-urls", f"http://127.0.0.1:{upstream_port}", "--log-level", "error"]
         command += ["--prometheus-port", str(processes.free_port())]
-        started = processes.server(self.name, command, port=port, path="/health", folder=folder, cores=cores, env={})
+        # With a single core it never gets ready, so it is given its own once it is.
+        every = frozenset(range(psutil.cpu_count() or 1))
+        started = processes.server(self.name, command, port=port, path="/health", folder=folder, cores=every, env={})
         with started as service:
+            for thread in psutil.Process(service.pid).threads():
+                os.sched_setaffinity(thread.id, cores)
             yield Target(service, key="none")
 
 
