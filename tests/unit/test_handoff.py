@@ -44,7 +44,7 @@ def context(count, *, budget=4000, guideline=True):
     return OwnContext(state=state, absorbed=frozenset(), budget_tokens=budget)
 
 
-def found(own, margin_without, *, examples=10, style_without=None, now=Answer([0.0] * 10)):
+def found(own, margin_without, *, examples=10, style_without=None, near=None, passes=lambda *_: True):
     """What becomes of each item where the margin, and the style of replies, without some of them is this; and how many rounds it took."""
     rounds = []
 
@@ -56,7 +56,7 @@ def found(own, margin_without, *, examples=10, style_without=None, now=Answer([0
         rounds.append(questions[0])
         return {0: [answer(q.left_out, q.newest) for q in questions[0]]}
 
-    [handed] = in_rounds([search(own, words, now, may_lose_nats=0.05)], answered)
+    [handed] = in_rounds([search(own, words, Answer([0.0] * examples, near), passes)], answered)
     assert handed.whole == answer(frozenset())
     assert handed.left == answer(handed.absorbed)
     return handed, rounds
@@ -98,16 +98,15 @@ def test_small_losses_do_not_add_up():
     assert 0 < len(handed.absorbed) * 0.008 <= COSTS_NOTHING_NATS
 
 
-def test_where_a_style_is_known_items_leave_as_long_as_replies_have_it_and_the_margin_is_above_what_serves_now():
+def test_where_a_style_is_known_items_leave_as_long_as_replies_have_it_whatever_the_margin():
     def margin(left_out):
         return 1.0 - 0.1 * len(left_out)
 
     def still_there_with(items):
         return lambda left_out: 0.9 - 0.2 * max(items - (9 - len(left_out)), 0)
 
-    def handed(style_without, *, serving=0.0, near=0.85):
-        now = Answer([serving] * 10, near)
-        return found(context(8), margin, style_without=style_without, now=now)[0]
+    def handed(style_without, *, near=0.85, **more):
+        return found(context(8), margin, style_without=style_without, near=near, **more)[0]
 
     # By the margin alone not one of them would.
     assert found(context(8), margin)[0].absorbed == frozenset()
@@ -115,9 +114,19 @@ def test_where_a_style_is_known_items_leave_as_long_as_replies_have_it_and_the_m
     assert len(handed(still_there_with(3)).absorbed) == 6
     # Replies without an item are nearer to the style than those with all, but not as near as what serves now.
     assert handed(lambda left_out: 0.6 if left_out else 0.5, near=0.7).absorbed == frozenset()
-    # The gate would refuse what falls below what serves now by more than 0.05.
-    assert len(handed(still_there_with(0), serving=0.6).absorbed) == 4
-    assert handed(still_there_with(0), serving=1.1).absorbed == frozenset()
+
+
+def test_nothing_leaves_for_which_the_gate_would_refuse_the_candidate():
+    def handed(passes, **more):
+        return found(context(8), lambda left_out: 1.0 - 0.001 * len(left_out), passes=passes, **more)[0]
+
+    def few(left_out, margins):
+        assert margins == [1.0 - 0.001 * len(left_out)] * 10
+        return len(left_out) <= 4
+
+    assert len(handed(few).absorbed) == 4
+    assert len(handed(few, style_without=lambda _: 0.9, near=0.9).absorbed) == 4
+    assert handed(lambda *_: False).absorbed == frozenset()
 
 
 def test_what_waits_for_room_leaves_with_what_it_waited_for_so_that_the_context_gets_shorter():
@@ -172,9 +181,13 @@ def test_scopes_are_asked_about_side_by_side_and_those_of_many_users_not_at_all(
             candidate(tmp_path / "bob", slot=1, heldout=held, context=own),
         ]
         speaker, now = Speaker(tiny_base, judges), Answer([0.0, 0.0])
-        asked = {"scales": [1.0] * 3, "may_lose_nats": 0.05}
-        together = hand_off(speaker, candidates, [now] * 3, **asked, on_pass=lambda: passes.append(1))
-        alone = hand_off(speaker, candidates[2:], [now], **asked, on_pass=lambda: None)
+
+        def handed(some, on_pass):
+            asked = {"scales": [1.0] * len(some), "passes": [lambda *_: True] * len(some)}
+            return hand_off(speaker, some, [now] * len(some), **asked, on_pass=on_pass)
+
+        together = handed(candidates, lambda: passes.append(1))
+        alone = handed(candidates[2:], lambda: None)
     assert together[1].items == ()
     assert [item.item for item in together[0].items] == [item.item for item in together[2].items]
     assert [item.absorbed for item in together[2].items] == [item.absorbed for item in alone[0].items]

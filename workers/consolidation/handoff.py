@@ -6,9 +6,9 @@ cost in margin, put in the order of that, and the longest beginning of this orde
 halving: items that say the same cost nothing one by one, because the others still say it.
 
 What costs nothing is seen in replies, where the user's pairs tell which style they want: without the items replies are as near to it as
-with them and as what serves now, and the margin stays above what serves now by as much as the gate asks. Margins alone hold back
-too much there: an exemplar makes wanted replies likelier long after they all have the wanted style. Where nothing is known of a style,
-the margin must stay what it is.
+with them and as what serves now. Margins hold back too much there: an exemplar makes wanted replies likelier long after they all have the
+wanted style. Where nothing is known of a style, the margin must stay what it is. Either way nothing leaves for which the gate would refuse
+the candidate.
 
 What is left out makes room for items that wait for their turn. In the search these are left out too, or they would carry what the
 adapter does not, and the context would be as long as before; so they are absorbed with what they waited for, or else not at all.
@@ -17,7 +17,6 @@ adapter does not, and the context would be as long as before; so they are absorb
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from service.domain.bootstrap import paired
 from service.domain.context import Context, Count, choose
 from service.domain.items import Exemplar, Guideline, Item
 from service.domain.measures import Handed
@@ -25,7 +24,7 @@ from service.domain.population import leading
 from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate, OwnContext
 from workers.consolidation.generated import served_then, style
-from workers.consolidation.margins import SEED, Arm, mean, measure, rows_with
+from workers.consolidation.margins import Arm, mean, measure, rows_with
 from workers.consolidation.rounds import in_rounds
 from workers.consolidation.speaker import Speaker
 
@@ -58,6 +57,10 @@ class Answer:
     style: float | None = None
 
 
+Passes = Callable[[frozenset[str], list[float]], bool]
+"""(items left out, margins without them) -> whether the gate lets a candidate through that serves like that."""
+
+
 @dataclass(frozen=True)
 class HandOff:
     """What becomes of each item, and the candidate with the whole context and with what is left of it."""
@@ -78,7 +81,7 @@ def hand_off(
     serving: Sequence[Answer],
     *,
     scales: Sequence[float],
-    may_lose_nats: float,
+    passes: Sequence[Passes],
     on_pass: Callable[[], None],
 ) -> list[HandOff]:
     """For each candidate what becomes of its user's context items; nothing for a scope of many users, which have none in common.
@@ -87,7 +90,7 @@ def hand_off(
 
     Args:
         serving: what serves now, with its context.
-        may_lose_nats: what the gate lets a margin lose against that, by its bound.
+        passes: each candidate's.
     """
     base = speaker.base
 
@@ -110,19 +113,17 @@ def hand_off(
         return answers
 
     searches = [
-        search(c.context, base.tokens.count, now, may_lose_nats=may_lose_nats)
-        for c, now in zip(candidates, serving, strict=True)
+        search(c.context, base.tokens.count, now, through)
+        for c, now, through in zip(candidates, serving, passes, strict=True)
     ]
     return in_rounds(searches, answered)
 
 
-def costs_nothing(without: Answer, whole: Answer, now: Answer, *, may_lose_nats: float) -> bool:
+def costs_nothing(without: Answer, whole: Answer, now: Answer) -> bool:
     """Whether what is left of the context does as the whole."""
     if without.style is None or whole.style is None or now.style is None:
         return mean(without.margins) >= mean(whole.margins) - COSTS_NOTHING_NATS
-    if without.style < max(whole.style, now.style) - LOST_STYLE:
-        return False
-    return paired(without.margins, now.margins, seed=SEED).lower95 >= -may_lose_nats
+    return without.style >= max(whole.style, now.style) - LOST_STYLE
 
 
 def context_tokens(own: OwnContext | None, *, left_out: frozenset[str], count: Count) -> int:
@@ -136,7 +137,7 @@ def _arm(base: Base, candidate: Candidate, question: Question) -> Arm:
 
 
 def search(
-    own: OwnContext | None, count: Count, now: Answer, *, may_lose_nats: float
+    own: OwnContext | None, count: Count, now: Answer, passes: Passes
 ) -> Generator[list[Question], list[Answer], HandOff]:
     """One user's: asks what the candidate is without these items or those, and returns what becomes of each."""
     rendered, waiting = _asked(own, count) if own else ([], [])
@@ -146,14 +147,14 @@ def search(
     everything = frozenset((*rendered, *waiting))
     whole, nothing = yield [Question(frozenset()), Question(everything)]
 
-    def enough(without: Answer) -> bool:
-        return costs_nothing(without, whole, now, may_lose_nats=may_lose_nats)
+    def enough(left_out: frozenset[str], without: Answer) -> bool:
+        return costs_nothing(without, whole, now) and passes(left_out, without.margins)
 
     items = own.state.items
     tokens = {name: _tokens(items[name], count) for name in everything}
     cost: dict[str, float] = {}
     gone, left = everything, nothing
-    if not enough(nothing):
+    if not enough(everything, nothing):
         alone = sorted(rendered, key=lambda name: -tokens[name])[:MAX_ASKED_ALONE]
         singles = yield [Question(frozenset((name,)), newest=EXAMPLES_ALONE) for name in alone]
         with_all = mean(whole.margins[-EXAMPLES_ALONE:])
@@ -171,7 +172,7 @@ def search(
 
 
 def _longest(
-    order: Sequence[str], waiting: frozenset[str], *, enough: Callable[[Answer], bool], whole: Answer
+    order: Sequence[str], waiting: frozenset[str], *, enough: Callable[[frozenset[str], Answer], bool], whole: Answer
 ) -> Generator[list[Question], list[Answer], tuple[frozenset[str], Answer]]:
     """The longest beginning of this order, with what waits, that can be left out, and the candidate without it.
 
@@ -185,7 +186,7 @@ def _longest(
         middle = (low + high) // 2
         left_out = frozenset((*order[:middle], *waiting))
         [without] = yield [Question(left_out)]
-        if enough(without):
+        if enough(left_out, without):
             low, found = middle, (left_out, without)
         else:
             high = middle

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from service.domain.bootstrap import paired
 from service.domain.measures import FEW_EXAMPLES, Ability, FrontierPoint, Generated, Handed, Price
 from service.domain.policy import Limits
 from service.domain.price import price, value_nats
@@ -23,9 +24,19 @@ from workers.consolidation.base import Base
 from workers.consolidation.candidates import Candidate
 from workers.consolidation.gate import Measured, Meter
 from workers.consolidation.generated import Replies, report, say, served_now, served_then, style
-from workers.consolidation.handoff import LOST_STYLE, Answer, HandOff, context_tokens, hand_off
+from workers.consolidation.handoff import LOST_STYLE, Answer, HandOff, Passes, context_tokens, hand_off
 from workers.consolidation.lora import LoraStack
-from workers.consolidation.margins import Arm, Rivals, compare, mean, measure, measure_rivals, rows_alone, rows_with
+from workers.consolidation.margins import (
+    SEED,
+    Arm,
+    Rivals,
+    compare,
+    mean,
+    measure,
+    measure_rivals,
+    rows_alone,
+    rows_with,
+)
 from workers.consolidation.rounds import in_rounds
 from workers.consolidation.speaker import Speaker
 
@@ -99,9 +110,8 @@ def judge(
     chosen = _in_style(speaker, candidates, points, serving, meter=meter, on_pass=on_pass)
     scales = [point.measured.scale for point in chosen]
     meter.measure(dict(enumerate(scales)))
-    handed = hand_off(
-        speaker, candidates, serving, scales=scales, may_lose_nats=limits.serving_loss_nats, on_pass=on_pass
-    )
+    passes = [_passing(base, *of, limits) for of in zip(candidates, rivals, chosen, strict=True)]
+    handed = hand_off(speaker, candidates, serving, scales=scales, passes=passes, on_pass=on_pass)
     on_pass()
     abilities = measure_ability(base, judges, [c.slot for c in candidates])
     on_pass()
@@ -136,10 +146,7 @@ def _judgement(
     said: Replies,
 ) -> Judgement:
     kl = chosen.measured.kl
-    before, after = (
-        context_tokens(c.context, left_out=gone, count=base.tokens.count)
-        for gone in (c.context.absorbed if c.context else frozenset(), handed.absorbed)
-    )
+    before, after = _tokens(base, c, handed.absorbed)
     gain = mean(handed.left.margins) - mean(rivals.serving)
     return Judgement(
         scale=chosen.measured.scale,
@@ -163,6 +170,27 @@ def _judgement(
         notes=_notes(chosen, points, fitted),
         sha256=chosen.measured.sha256,
     )
+
+
+def _tokens(base: Base, c: Candidate, left_out: frozenset[str]) -> tuple[int, int]:
+    """Of the context as it is rendered now, and without these items."""
+    now = c.context.absorbed if c.context else frozenset()
+    return (
+        context_tokens(c.context, left_out=now, count=base.tokens.count),
+        context_tokens(c.context, left_out=left_out, count=base.tokens.count),
+    )
+
+
+def _passing(base: Base, c: Candidate, rivals: Rivals, chosen: Point, limits: Limits) -> Passes:
+    """What the gate asks of a candidate as it would be served (`policy._worse_as_served`)."""
+
+    def passes(left_out: frozenset[str], margins: list[float]) -> bool:
+        against = paired(margins, rivals.serving, seed=SEED)
+        before, after = _tokens(base, c, left_out)
+        worth = _value_nats(chosen.measured, gain_nats=against.mean, tokens_saved=before - after)
+        return against.lower95 >= -limits.serving_loss_nats and worth > limits.min_value_nats
+
+    return passes
 
 
 def _value_nats(measured: Measured, *, gain_nats: float, tokens_saved: int) -> float:
