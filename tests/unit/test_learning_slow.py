@@ -273,4 +273,6 @@ def test_slow_adds_its_arms_and_tells_the_stack_what_they_need() -> None:
     told = stack_settings(slow)
     assert told.keys() <= Settings.model_fields.keys()
     assert told["user_min_feedbacks"] == 15
+    # What is measured is the service as it is, not as end-to-end tests have it.
+    assert (told["train_steps"], told["anchors"]) == (30, 48)
     assert stack_settings(chosen_plan(arguments(["--size", "smoke"]))) == {}

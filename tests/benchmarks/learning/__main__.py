@@ -97,6 +97,8 @@ def stack_settings(chosen: Plan) -> dict[str, object]:
     if not set(chosen.arms) & set(SLOW):
         return {}
     return {
+        # As the service has it: end-to-end tests train for a third of the steps, against fewer anchors.
+        **{name: Settings.model_fields[name].default for name in ("train_steps", "anchors")},
         # Some feedbacks say nothing that can be learnt ("meh"), and whoever has given as many as the last point says has done their part.
         "user_min_feedbacks": max(2, chosen.points[-1] * 3 // 4),
         # Eight at a time on two busy cores.
