@@ -73,6 +73,14 @@ class Limits(Frozen):
     length_factor: float = 2.0
     """How many times longer or shorter than what lies between the base's replies and the wanted ones."""
 
+    def loses(self, against_serving: Difference) -> bool:
+        """Whether the margin as it would be served may be too far below what serves now."""
+        return against_serving.lower95 < -self.serving_loss_nats
+
+    def is_worthless(self, value_nats: float) -> bool:
+        """Whether the gains don't pay for the drift."""
+        return value_nats <= self.min_value_nats
+
 
 def decide(report: TrainReport, limits: Limits = Limits()) -> Promote | Reject:
     """Promote only what is within both KL budgets, beats what serves now, and the base, on held-out feedback, and harms nothing else.
@@ -146,7 +154,7 @@ def _worse_as_served(report: TrainReport, limits: Limits) -> Iterator[str]:
     margins, against = report.margins, report.margins.against_serving
     if against is None or margins.serving is None or margins.would_serve is None:
         yield "it was not compared with what serves now, each with its context"
-    elif against.lower95 < -limits.serving_loss_nats:
+    elif limits.loses(against):
         yield (
             f"with its context its held-out margin would be {margins.would_serve:.4f} nats per token where {margins.serving:.4f} is served "
             f"now: a difference of {against.mean:+.4f} with a 95 % bound of {against.lower95:+.4f}, below -{limits.serving_loss_nats:g}"
@@ -154,7 +162,7 @@ def _worse_as_served(report: TrainReport, limits: Limits) -> Iterator[str]:
     price = report.price
     if price is None:
         yield "its drift was not priced"
-    elif price.value_nats <= limits.min_value_nats:
+    elif limits.is_worthless(price.value_nats):
         yield (
             f"its gain of {price.margin_gain_nats:+.4f} nats per token as served and {price.tokens_saved} context tokens is not worth its "
             f"drift of {price.kl_chat_nats:.4f} nats per token on chat and {price.kl_text_nats:.4f} on plain text"

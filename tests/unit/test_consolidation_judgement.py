@@ -53,10 +53,10 @@ def own(log, *, absorbed=frozenset()):
     return OwnContext(state=log.fast_weights, absorbed=absorbed, budget_tokens=BUDGET_TOKENS)
 
 
-def judged(base, trained, judges, anchors, candidates):
+def judged(base, trained, judges, anchors, candidates, limits=Limits()):
     meter = Meter(base, trained, judges, anchors, candidates, on_pass=lambda: None)
     fitted = fit_scales(meter.measure, len(candidates))
-    judgements = judge(base, judges, anchors, candidates, fitted, meter=meter, limits=Limits(), on_pass=lambda: None)
+    judgements = judge(base, judges, anchors, candidates, fitted, meter=meter, limits=limits, on_pass=lambda: None)
     return fitted, judgements
 
 
@@ -311,6 +311,15 @@ def test_a_scale_is_chosen_and_items_leave_only_while_replies_keep_the_users_sty
     assert not any(item.absorbed for item in nothing.handed)
     assert nothing.context_tokens_after == nothing.context_tokens_before
     assert nothing.margins.would_serve == nothing.margins.candidate_with_context
+
+
+@pytest.mark.parametrize("limits", [Limits(min_value_nats=99.0), Limits(serving_loss_nats=-99.0)])
+def test_nothing_is_handed_off_that_the_gate_would_refuse(
+    tiny_base, trained, judges, anchors, held, log, tmp_path, limits
+):
+    c = candidate(tmp_path / "a", heldout=held, context=own(log), budgets=ROOMY, style=lambda prompt, reply: 1.0)
+    assert judged(tiny_base, trained, judges, anchors, [c])[1][0].absorbed
+    assert judged(tiny_base, trained, judges, anchors, [c], limits)[1][0].absorbed == ()
 
 
 def test_where_no_scale_fits_the_judgement_is_of_the_base_and_says_so(

@@ -188,7 +188,7 @@ def _passing(base: Base, c: Candidate, rivals: Rivals, chosen: Point, limits: Li
         against = paired(margins, rivals.serving, seed=SEED)
         before, after = _tokens(base, c, left_out)
         worth = _value_nats(chosen.measured, gain_nats=against.mean, tokens_saved=before - after)
-        return against.lower95 >= -limits.serving_loss_nats and worth > limits.min_value_nats
+        return not limits.loses(against) and not limits.is_worthless(worth)
 
     return passes
 
