@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
-"""More than what is waited for ever takes, on a machine that has time for nothing too: only a test that fails waits so long."""
+"""For a machine that has little time for a test; only one that fails waits so long."""
 
 
 async def until(
