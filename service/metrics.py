@@ -128,7 +128,7 @@ class Metrics:
         )
         self.slow_clients = Counter(
             "fastslow_slow_clients_total",
-            "Requests ended because their client took too long: to send the body, to take the reply",
+            "Requests ended because their client took too long: to send the head or the body, to take the reply",
             ["with_the"],
             registry=self.registry,
         )

@@ -135,9 +135,9 @@ class Settings(BaseSettings):
     """Longest wait for a place."""
     vllm_most_waiting: int = Field(0, ge=0)
     """Chats are refused with 503 while the shortest queue of the replicas is longer, as it was a second ago; 0: never."""
-    # Long enough for a full body over a bad line; a body that drips in is answered with 408.
+    # Long enough for a full body over a bad line; what drips in is answered with 408.
     client_send_seconds: float = Field(30.0, gt=0)
-    """Within this a request's body must be there."""
+    """Within this a request's first line and headers must be there, and within as long again its body."""
     client_take_seconds: float = Field(30.0, gt=0)
     """A client that takes nothing of its stream for this long, with 64 KiB waiting for it, loses it, and the generation ends."""
 

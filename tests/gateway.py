@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from service.keys import Keys
 from service.settings import Settings
+from service.stack.children import GATEWAY
 
 READY_SECONDS = 60
 
@@ -36,7 +37,7 @@ async def gateway_process(settings: Settings, keys: Keys) -> AsyncIterator[str]:
     settings.keys_path.parent.mkdir(parents=True, exist_ok=True)
     settings.keys_path.write_text(keys.model_dump_json())
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "service.api.app:app_from_env", "--factory", "--port", str(port)]
+    command = [sys.executable, "-m", *GATEWAY, "--port", str(port)]
     process = await asyncio.create_subprocess_exec(*command, env=environment(settings))
     url = f"http://127.0.0.1:{port}"
     try:

@@ -24,6 +24,7 @@ from service.api.admission import Admission
 from service.api.auth import Authenticator
 from service.api.direct import Direct, error_response
 from service.api.patience import OutOfPatience, Patience
+from service.api.protocol import HEAD_LIMIT, HeadLimit
 from service.api.traces import TraceFrame
 from service.contexts import Contexts
 from service.embedding import Embedder, load_embedder
@@ -61,8 +62,8 @@ def create_app(
     recall = Recall(store.embeddings, embedder, settings, metrics)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, HeadLimit]]:
+        yield {HEAD_LIMIT: HeadLimit(settings.client_send_seconds, metrics.slow_clients.labels("head").inc)}
         await recall.aclose()
         await app.state.serving.norm_checks.aclose()
         await app.state.serving.recording.aclose()

@@ -20,6 +20,8 @@ from service.stack.process import Child
 VLLM_READY_SECONDS = 900.0
 # Streams in flight may end before the gateway does.
 GATEWAY_DRAIN_SECONDS = 25
+GATEWAY = ("uvicorn", "service.api.app:app_from_env", "--factory", "--http", "service.api.protocol:PatientProtocol")
+"""The gateway's server, without the interpreter and its address."""
 # A consolidation that does not end by then is done again at the next start, so it is not waited for.
 WORKER_STOP_SECONDS = 15.0
 
@@ -110,7 +112,7 @@ def gateway_command(settings: Settings) -> tuple[str, ...]:
     """uvicorn's, without the interpreter."""
     options = {"--host": settings.host, "--port": settings.port, "--timeout-graceful-shutdown": GATEWAY_DRAIN_SECONDS}
     flags = [text for option, value in options.items() for text in (option, str(value))]
-    return ("uvicorn", "service.api.app:app_from_env", "--factory", "--no-access-log", *flags)
+    return (*GATEWAY, "--no-access-log", *flags)
 
 
 def address(settings: Settings) -> str:

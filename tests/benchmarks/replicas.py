@@ -26,6 +26,7 @@ from rich.table import Table
 from service.domain.slow_weights import AdapterVersion, Scope
 from service.keys import Keys, ensure_keys
 from service.settings import Settings
+from service.stack.children import GATEWAY
 from service.store import open_store
 from tests.benchmarks import processes
 from tests.benchmarks.adapter_loads import LOGGING, Logs
@@ -201,7 +202,7 @@ def gateway(folder: Path, keys: Keys, *, redis_url: str, urls: Sequence[str]) ->
         "FASTSLOW_REPLICA_PROBE_TIMEOUT_SECONDS": "60",
     }
     cores = frozenset(os.sched_getaffinity(0))
-    with processes.uvicorn("service.api.app:app_from_env", folder, cores=cores, env=env) as started:
+    with processes.uvicorn(GATEWAY, folder, cores=cores, env=env) as started:
         yield started
 
 

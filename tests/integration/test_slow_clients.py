@@ -89,6 +89,40 @@ async def test_bodies_that_drip_in_or_never_end_are_refused(url: str) -> None:
     assert 'fastslow_slow_clients_total{with_the="body"} 1.0' in await metrics(url)
 
 
+async def test_heads_that_drip_in_or_never_come_are_not_waited_for(url: str) -> None:
+    async with connection(url) as (reader, writer):
+        writer.write(head()[:-2])
+        status, headers, body = await answer(reader)
+    assert (status, body["error"]["code"]) == (408, "request_timeout")
+    assert "headers were not there within 0.5 s" in body["error"]["message"]
+    assert "connection: close" in headers
+
+    # Not a byte: there is nothing to answer.
+    async with connection(url) as (reader, writer):
+        assert await asyncio.wait_for(reader.read(), timeout=SECONDS) == b""
+
+    # The second request of a connection is timed from its own beginning.
+    body = json.dumps(CHAT).encode()
+    async with connection(url) as (reader, writer):
+        writer.write(head(**{"Content-Length": str(len(body))}) + body)
+        assert (await asyncio.wait_for(reader.readline(), timeout=SECONDS)).split()[1] == b"200"
+        writer.write(head()[:9])
+        raw = await asyncio.wait_for(reader.read(), timeout=SECONDS)
+    assert b"HTTP/1.1 408" in raw
+    assert 'fastslow_slow_clients_total{with_the="head"} 3.0' in await metrics(url)
+
+
+async def test_a_head_behind_a_reply_that_takes_long_does_not_end_the_reply(url: str, vllm: FakeVllm) -> None:
+    vllm.free.clear()
+    body = json.dumps(CHAT).encode()
+    async with connection(url) as (reader, writer):
+        writer.write(head(**{"Content-Length": str(len(body))}) + body + head()[:9])
+        # Several times as long as a head may take.
+        await asyncio.sleep(2.0)
+        vllm.free.set()
+        assert (await asyncio.wait_for(reader.readline(), timeout=SECONDS)).split()[1] == b"200"
+
+
 async def test_a_client_that_does_not_take_its_stream_loses_it_and_its_place(url: str, vllm: FakeVllm) -> None:
     piece = "x" * 20_000
     # More than all buffers on the way hold.

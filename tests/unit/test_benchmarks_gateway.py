@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.benchmarks import peers, processes
 from tests.benchmarks.gateway_report import CONNECTIONS, Measured, draw, line
 from tests.benchmarks.mock_vllm import STREAM, TEXT
-from tests.benchmarks.passthrough import UPSTREAM
+from tests.benchmarks.passthrough import SERVED, UPSTREAM
 from tests.benchmarks.stats import Round
 from tests.benchmarks.targets import DIRECT, FULL, OFF, PASSTHROUGH, Target, streamed_text
 
@@ -107,7 +107,7 @@ def test_a_target_says_what_the_upstream_said_through_a_gateway(
     upstream: processes.Service, tmp_path: Path, cores: frozenset[int], stream: bool
 ) -> None:
     env = {UPSTREAM: f"http://127.0.0.1:{upstream.port}"}
-    with processes.uvicorn("tests.benchmarks.passthrough:make_app", tmp_path, cores=cores, env=env) as bare:
+    with processes.uvicorn(SERVED, tmp_path, cores=cores, env=env) as bare:
         assert Target(bare, "key").says("And the station?", stream=stream)[0] == TEXT
 
 
@@ -171,7 +171,7 @@ def test_a_peer_that_answers_something_else_is_not(
 ) -> None:
     made_before(tmp_path)
     env, console = {UPSTREAM: f"http://127.0.0.1:{upstream.port}"}, Console(file=io.StringIO())
-    with processes.uvicorn("tests.benchmarks.passthrough:make_app", tmp_path, cores=cores, env=env) as bare:
+    with processes.uvicorn(SERVED, tmp_path, cores=cores, env=env) as bare:
         serving = peers.serving(
             Planted(bare, "/no/such/path"), tmp_path / "run", console, home=tmp_path, cores=cores, upstream_port=0
         )

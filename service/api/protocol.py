@@ -1,0 +1,86 @@
+"""uvicorn's HTTP protocol with a limit that it lacks: how long a client may take to say what it wants.
+
+Its option is `--http service.api.protocol:PatientProtocol`. By itself uvicorn waits for ever for a request's first line and headers, and
+silent connections use up the process's sockets. For bodies and replies the limits are the application's (`RequestFrame`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import RequestTimeout
+
+log = logging.getLogger(__name__)
+
+HEAD_LIMIT = "head_limit"
+"""Of the state that the application's lifespan leaves to the server."""
+
+
+@dataclass(frozen=True)
+class HeadLimit:
+    """Within how many seconds a request's head must be there, and who is told of one that was not."""
+
+    seconds: float
+    exceeded: Callable[[], None]
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Closes a connection whose request's head is late: counted from the connection's beginning, later from a request's first byte.
+
+    A client that had begun is told by 408 first. How long a connection may lie idle between requests is uvicorn's `--timeout-keep-alive`.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limit: HeadLimit = self.app_state[HEAD_LIMIT]
+        self._begun = False
+        self._late: asyncio.TimerHandle | None = None
+        self._wind()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwind()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Most heads come whole, and need no timer.
+        if self._begun and self._late is None:
+            self._wind()
+
+    def on_message_begin(self) -> None:
+        self._begun = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._begun = False
+        self._unwind()
+        super().on_headers_complete()
+
+    def _wind(self) -> None:
+        self._late = self.loop.call_later(self._limit.seconds, self._ring)
+
+    def _unwind(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _ring(self) -> None:
+        self._late = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The next request's head, sent before the reply to this one: the reply goes first.
+            self._wind()
+            return
+        self._limit.exceeded()
+        log.info("a connection ends: no request's head within %g s", self._limit.seconds)
+        if self._begun:
+            error = RequestTimeout(f"The request's headers were not there within {self._limit.seconds:g} s.")
+            body = orjson.dumps(error.body())
+            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+        self.transport.close()
