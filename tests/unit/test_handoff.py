@@ -19,6 +19,7 @@ from workers.consolidation.handoff import (
     search,
 )
 from workers.consolidation.lora import LoraStack, Shape
+from workers.consolidation.margins import Arm, measure, rows_with
 from workers.consolidation.rounds import in_rounds
 from workers.consolidation.speaker import Speaker
 
@@ -56,7 +57,8 @@ def found(own, margin_without, *, examples=10, style_without=None, near=None, pa
         rounds.append(questions[0])
         return {0: [answer(q.left_out, q.newest) for q in questions[0]]}
 
-    [handed] = in_rounds([search(own, words, Answer([0.0] * examples, near), passes)], answered)
+    now = Answer([0.0] * examples, near)
+    [handed] = in_rounds([search(own, words, now, answer(frozenset()), passes)], answered)
     assert handed.whole == answer(frozenset())
     assert handed.left == answer(handed.absorbed)
     return handed, rounds
@@ -165,7 +167,7 @@ def test_a_pinned_item_stays_and_is_not_asked_about():
 def test_without_a_context_there_is_nothing_to_ask():
     for own in (context(0, guideline=False), None):
         handed, rounds = found(own, lambda left_out: 1.0)
-        assert (handed.items, len(rounds)) == ((), 1)
+        assert (handed.items, len(rounds)) == ((), 0)
 
 
 def test_scopes_are_asked_about_side_by_side_and_those_of_many_users_not_at_all(tiny_base, tiny_settings, tmp_path):
@@ -183,8 +185,10 @@ def test_scopes_are_asked_about_side_by_side_and_those_of_many_users_not_at_all(
         speaker, now = Speaker(tiny_base, judges), Answer([0.0, 0.0])
 
         def handed(some, on_pass):
+            arms = [Arm(held, rows_with(tiny_base, c), c.slot) for c in some]
+            whole = [Answer(margins) for margins in measure(tiny_base, judges, arms)]
             asked = {"scales": [1.0] * len(some), "passes": [lambda *_: True] * len(some)}
-            return hand_off(speaker, some, [now] * len(some), **asked, on_pass=on_pass)
+            return hand_off(speaker, some, [now] * len(some), whole, **asked, on_pass=on_pass)
 
         together = handed(candidates, lambda: passes.append(1))
         alone = handed(candidates[2:], lambda: None)

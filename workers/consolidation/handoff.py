@@ -79,6 +79,7 @@ def hand_off(
     speaker: Speaker,
     candidates: Sequence[Candidate],
     serving: Sequence[Answer],
+    whole: Sequence[Answer],
     *,
     scales: Sequence[float],
     passes: Sequence[Passes],
@@ -90,6 +91,7 @@ def hand_off(
 
     Args:
         serving: what serves now, with its context.
+        whole: the candidates with the whole context.
         passes: each candidate's.
     """
     base = speaker.base
@@ -113,8 +115,8 @@ def hand_off(
         return answers
 
     searches = [
-        search(c.context, base.tokens.count, now, through)
-        for c, now, through in zip(candidates, serving, passes, strict=True)
+        search(c.context, base.tokens.count, now, with_all, through)
+        for c, now, with_all, through in zip(candidates, serving, whole, passes, strict=True)
     ]
     return in_rounds(searches, answered)
 
@@ -137,15 +139,14 @@ def _arm(base: Base, candidate: Candidate, question: Question) -> Arm:
 
 
 def search(
-    own: OwnContext | None, count: Count, now: Answer, passes: Passes
+    own: OwnContext | None, count: Count, now: Answer, whole: Answer, passes: Passes
 ) -> Generator[list[Question], list[Answer], HandOff]:
     """One user's: asks what the candidate is without these items or those, and returns what becomes of each."""
     rendered, waiting = _asked(own, count) if own else ([], [])
     if own is None or not rendered:
-        [whole] = yield [Question(frozenset())]
         return HandOff((), whole, whole)
     everything = frozenset((*rendered, *waiting))
-    whole, nothing = yield [Question(frozenset()), Question(everything)]
+    [nothing] = yield [Question(everything)]
 
     def enough(left_out: frozenset[str], without: Answer) -> bool:
         return costs_nothing(without, whole, now) and passes(left_out, without.margins)

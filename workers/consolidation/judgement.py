@@ -111,7 +111,12 @@ def judge(
     scales = [point.measured.scale for point in chosen]
     meter.measure(dict(enumerate(scales)))
     passes = [_passing(base, *of, limits) for of in zip(candidates, rivals, chosen, strict=True)]
-    handed = hand_off(speaker, candidates, serving, scales=scales, passes=passes, on_pass=on_pass)
+    # Where a style is known, these have been said.
+    then = speaker.replies(
+        [served_then(base, c, s, frozenset()) if c.style else [] for c, s in zip(candidates, scales, strict=True)]
+    )
+    whole = [Answer(p.whole, style(base, c, said)) for p, c, said in zip(chosen, candidates, then, strict=True)]
+    handed = hand_off(speaker, candidates, serving, whole, scales=scales, passes=passes, on_pass=on_pass)
     on_pass()
     abilities = measure_ability(base, judges, [c.slot for c in candidates])
     on_pass()
