@@ -91,6 +91,10 @@ def fst_run(
     ] = None,
     contexts: Annotated[int | None, typer.Option(help="Contexts of the population [4].")] = None,
     rollouts: Annotated[int | None, typer.Option(help="Replies to a problem in a step [8].")] = None,
+    rollouts_by: Annotated[
+        str | None,
+        typer.Option(help="worker: this process generates; vllm: that of FASTSLOW_VLLM_URL and our plugin [worker]."),
+    ] = None,
     batch_problems: Annotated[int | None, typer.Option(help="Problems in a step [32].")] = None,
     new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply [64].")] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Most tokens of a context [384].")] = None,
@@ -128,6 +132,7 @@ def fst_run(
         "steps_per_cycle": steps_per_cycle,
         "contexts": contexts,
         "rollouts": rollouts,
+        "rollouts_by": rollouts_by,
         "batch_problems": batch_problems,
         "new_tokens": new_tokens,
         "context_tokens": context_tokens,

@@ -27,6 +27,7 @@ Begin = Callable[[Reply], Awaitable[T]]
 """Reads the first part of a reply."""
 
 CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
 SCORE_PATH = "/fastslow/score"
 TOKENIZE_PATH = "/tokenize"
 MAX_SCORED_REPLIES = 256
@@ -65,6 +66,16 @@ class Score:
         return self.logprob_sum / self.tokens
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A reply as it was drawn."""
+
+    tokens: tuple[int, ...]
+    """With the end of turn where the model ended it."""
+    logprobs: tuple[float, ...]
+    """Of each token, nats, by the distribution that it was drawn from."""
+
+
 class Engine(Protocol):
     """What the gateway and the workers ask of vLLM.
 
@@ -95,6 +106,26 @@ class Engine(Protocol):
         Raises:
             ContextLengthExceeded: an item does not fit the window; the message says which.
             UpstreamRejected: an unknown model (404), no or too many replies.
+        """
+        ...
+
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        model: str,
+        samples: int,
+        max_tokens: int,
+        end: int,
+        seed: int,
+        cache_salt: str,
+        request_id: str,
+        affinity: str = "",
+    ) -> list[Sampled]:
+        """Replies to a prompt of tokens, drawn at temperature 1 from the whole distribution, up to `end`. They give way to chats.
+
+        Raises:
+            UpstreamRejected: an unknown model (404), or a prompt that is none.
         """
         ...
 
@@ -161,6 +192,42 @@ class VllmEngine:
             read = await self._ask(stack, whole, SCORE_PATH, body, request_id=request_id, affinity=affinity)
             scores = orjson.loads(read)["scores"]
         return [[Score(**score) for score in replies] for replies in scores]
+
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        model: str,
+        samples: int,
+        max_tokens: int,
+        end: int,
+        seed: int,
+        cache_salt: str,
+        request_id: str,
+        affinity: str = "",
+    ) -> list[Sampled]:
+        body = {
+            "model": model,
+            "prompt": list(prompt),
+            "n": samples,
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stop_token_ids": [end],
+            "logprobs": 0,
+            "return_token_ids": True,
+            "cache_salt": cache_salt,
+            "priority": BACKGROUND_PRIORITY,
+            # The model's own defaults may cut the distribution.
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+        async with AsyncExitStack() as stack:
+            read = await self._ask(stack, whole, COMPLETIONS_PATH, body, request_id=request_id, affinity=affinity)
+            choices = sorted(orjson.loads(read)["choices"], key=lambda choice: choice["index"])
+        return [Sampled(tuple(c["token_ids"]), tuple(c["logprobs"]["token_logprobs"])) for c in choices]
 
     async def preload(self, adapter: str, *, affinity: str = "") -> None:
         try:

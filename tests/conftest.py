@@ -49,7 +49,7 @@ KEYS = Keys(
     vllm_api_key="vllm-key",
 )
 
-VLLM_FILES = ("test_priority.py", "test_scoring.py", "test_vllm_plugin.py")
+VLLM_FILES = ("test_fst_served.py", "test_priority.py", "test_scoring.py", "test_vllm_plugin.py")
 """Of integration tests; each worker of a run side by side would start a vLLM of its own."""
 
 DURABLE = (

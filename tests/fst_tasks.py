@@ -1,9 +1,11 @@
 """A task for the tests of Fast-Slow Training that a random model of a byte vocabulary can learn: to say a certain letter."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from service.errors import InvalidRequest
 from service.verifiers import Problem, Verdict
+from workers.fst.rollouts import InProcess
 
 ADVICE = "Say the letter more often in the reply."
 
@@ -32,3 +34,8 @@ def find(name):
     if not name.startswith("say-"):
         raise InvalidRequest(f"There is no task '{name}'.", param="task")
     return SayTheLetter(name, name.removeprefix("say-"))
+
+
+def roller(base):
+    """Gives replies of this model."""
+    return InProcess(lambda: nullcontext(base))

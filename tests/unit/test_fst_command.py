@@ -59,6 +59,11 @@ def test_tasks_are_listed_with_what_they_are_about(fastslow):
         (("--task", "star-graph-2x2", "--arm", "magic"), "no arm 'magic': choose one of fst, rl, context, distill"),
         (("--task", "star-graph-2x2", "--rollouts", "9"), "9 rollouts can't be shared out among 4 contexts"),
         (("--task", "star-graph-2x2", "--steps", "0"), "--steps: Input should be greater than or equal to 1"),
+        (
+            ("--task", "star-graph-2x2", "--rollouts-by", "vllm", "--weights", "full"),
+            "vLLM is given adapters, not all weights",
+        ),
+        (("--task", "star-graph-2x2", "--rollouts-by", "magic"), "--rollouts-by: Input should be 'worker' or 'vllm'"),
         (("--task", "star-graph-2x2", "--switch-steps", "7"), "must be a multiple of steps-per-cycle"),
     ],
 )

@@ -13,6 +13,7 @@ from workers.fst.loop import Loop
 from workers.fst.plan import checked_plan
 from workers.fst.policy import opened
 from workers.fst.problems import Problems
+from workers.fst.rollouts import in_process
 from workers.fst.run import train
 
 SMALL = {
@@ -61,7 +62,8 @@ def records(folder, kind):
 
 def looped(run, base, settings, policy, problems):
     """A loop that measures nothing."""
-    return Loop(run, policy, problems, settings=settings, measure=lambda *_: None, on_step=lambda _: None)
+    rest = {"settings": settings, "measure": lambda *_: None, "on_step": lambda _: None}
+    return Loop(run, policy, in_process(policy), problems, **rest)
 
 
 def test_reinforcement_learning_raises_the_reward(go, tmp_path):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from service.verifiers import Problem, Verdict
-from tests.fst_tasks import find
+from tests.fst_tasks import find, roller
 from workers.consolidation.rows import pack, token_logprobs
 from workers.fst.contexts import EMPTY, Shown, TaskContext
-from workers.fst.rollouts import Asked, Sampling, roll, roll_groups, rows_of
+from workers.fst.rollouts import Asked, Sampling, roll_groups, rows_of
 
 CONTEXT = TaskContext(guidelines=("Be brief.",), exemplars=(Shown(prompt="Ask 1", reply="eee"),))
 
@@ -24,7 +24,7 @@ def asked():
 
 
 def test_old_log_probabilities_are_those_that_training_sees(tiny_base, asked):
-    rollouts = roll(tiny_base, asked, words(12), samples=3, seed="s")
+    rollouts = roller(tiny_base).roll(asked, words(12), samples=3, seed="s")
     packed = pack(rows_of(rollouts), device=tiny_base.device)
     with torch.no_grad():
         logprobs_N = token_logprobs(tiny_base.states(packed), tiny_base.head, packed.target_N)
@@ -33,18 +33,18 @@ def test_old_log_probabilities_are_those_that_training_sees(tiny_base, asked):
 
 
 def test_a_reply_does_not_depend_on_the_rest_of_the_batch(tiny_base, asked):
-    together = roll(tiny_base, asked, words(12), samples=2, seed="s")
-    alone = [reply for one in asked for reply in roll(tiny_base, [one], words(12), samples=2, seed="s")]
+    together = roller(tiny_base).roll(asked, words(12), samples=2, seed="s")
+    alone = [reply for one in asked for reply in roller(tiny_base).roll([one], words(12), samples=2, seed="s")]
     assert [r.reply for r in together] == [r.reply for r in alone]
     assert [r.asked for r in together] == [one for one in asked for _ in range(2)]
 
 
 def test_samples_differ_and_so_do_seeds(tiny_base, asked):
-    first = roll(tiny_base, asked[:1], words(12), samples=4, seed="s")
+    first = roller(tiny_base).roll(asked[:1], words(12), samples=4, seed="s")
     assert len({r.reply for r in first}) == 4
-    other = roll(tiny_base, asked[:1], words(12), samples=4, seed="t")
+    other = roller(tiny_base).roll(asked[:1], words(12), samples=4, seed="t")
     assert {r.reply for r in first}.isdisjoint(r.reply for r in other)
-    twice = roll(tiny_base, asked[:1] * 2, words(12), samples=1, seed="s")
+    twice = roller(tiny_base).roll(asked[:1] * 2, words(12), samples=1, seed="s")
     assert twice[0].reply != twice[1].reply
 
 
@@ -52,8 +52,8 @@ def test_a_reply_that_was_not_scored_has_no_reward(tiny_base):
     def check(reply: str) -> Verdict:
         raise AssertionError("nobody asked for a reward")
 
-    [rollout] = roll(
-        tiny_base, [Asked(Problem("p", "Ask", check), EMPTY)], words(4, rewarded=False), samples=1, seed="s"
+    [rollout] = roller(tiny_base).roll(
+        [Asked(Problem("p", "Ask", check), EMPTY)], words(4, rewarded=False), samples=1, seed="s"
     )
     with pytest.raises(ValueError, match="not scored"):
         _ = rollout.reward
@@ -62,7 +62,7 @@ def test_a_reply_that_was_not_scored_has_no_reward(tiny_base):
 @pytest.mark.parametrize("population", [(EMPTY,), (EMPTY, CONTEXT), (CONTEXT,) * 4])
 def test_each_context_gets_its_exact_share_of_every_group(tiny_base, population):
     problems = find("say-e").problems("train", count=3, seed=0)
-    rollouts = roll_groups(tiny_base, problems, population, words(6), rollouts=8, seed="s")
+    rollouts = roll_groups(roller(tiny_base), problems, population, words(6), rollouts=8, seed="s")
     each = 8 // len(population)
     wanted = [(problem.id, context) for problem in problems for context in population for _ in range(each)]
     assert [(r.asked.problem.id, r.asked.context) for r in rollouts] == wanted
@@ -73,11 +73,11 @@ def test_each_context_gets_its_exact_share_of_every_group(tiny_base, population)
 def test_rollouts_that_can_t_be_shared_out_equally_are_refused(tiny_base):
     problems = find("say-e").problems("train", count=1, seed=0)
     with pytest.raises(ValueError, match="3 contexts"):
-        roll_groups(tiny_base, problems, (EMPTY,) * 3, words(6), rollouts=8, seed="s")
+        roll_groups(roller(tiny_base), problems, (EMPTY,) * 3, words(6), rollouts=8, seed="s")
 
 
 def test_replies_to_one_prompt_share_a_row(tiny_base, asked):
-    rollouts = roll(tiny_base, asked, words(5), samples=3, seed="s")
+    rollouts = roller(tiny_base).roll(asked, words(5), samples=3, seed="s")
     rows = rows_of(rollouts)
     assert [len(row.replies) for row in rows] == [3, 3, 3, 3]
     assert [reply for row in rows for reply in row.replies] == [r.reply for r in rollouts]
@@ -91,8 +91,8 @@ def test_a_problem_is_never_shown_with_its_own_solution():
 
 def test_a_reply_that_does_not_end_earns_nothing_unless_it_is_said_to(tiny_base, asked):
     end = tiny_base.tokenizer.eos_token_id
-    cut = roll(tiny_base, asked, words(48, count_cut_off=False), samples=24, seed="s")
-    counted = roll(tiny_base, asked, words(48), samples=24, seed="s")
+    cut = roller(tiny_base).roll(asked, words(48, count_cut_off=False), samples=24, seed="s")
+    counted = roller(tiny_base).roll(asked, words(48), samples=24, seed="s")
     assert [r.reply for r in cut] == [r.reply for r in counted]
     for rollout, same in zip(cut, counted, strict=True):
         if rollout.reply[-1] == end:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service.verifiers import Verdict
-from tests.fst_tasks import find
+from tests.fst_tasks import find, roller
 from workers.consolidation.policy_gradient import group_advantages
 from workers.consolidation.rows import pack, token_logprobs
 from workers.fst.contexts import EMPTY, TaskContext
@@ -24,7 +24,7 @@ PLAN = checked_plan(tasks=("say-e",), arm="fst", contexts=2, rollouts=4, learnin
 @pytest.fixture
 def rollouts(tiny_base):
     problems = find("say-e").problems("train", count=2, seed=0)
-    return roll_groups(tiny_base, problems, (EMPTY, CONTEXT), Sampling(6), rollouts=PLAN.rollouts, seed="s")
+    return roll_groups(roller(tiny_base), problems, (EMPTY, CONTEXT), Sampling(6), rollouts=PLAN.rollouts, seed="s")
 
 
 def rewarded(rollouts, rewards):

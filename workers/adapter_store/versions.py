@@ -27,12 +27,16 @@ class Provenance(Frozen):
     job: str
 
 
-class _Content(Frozen):
-    """The part that is checked here."""
+class Content(Frozen):
+    """What a version's files are checked against."""
 
     name: str
     base_model: str
     content_sha256: str
+
+
+class Unreported(Provenance, Content):
+    """The provenance of a version that was never judged and serves nobody: vLLM draws replies from it for its own training."""
 
 
 def verify(folder: Path, *, name: str, base_model: str) -> None:
@@ -45,7 +49,7 @@ def verify(folder: Path, *, name: str, base_model: str) -> None:
         AdapterRefused: it does not; the message says what differs.
     """
     try:
-        content = _Content.model_validate_json((folder / PROVENANCE).read_bytes())
+        content = Content.model_validate_json((folder / PROVENANCE).read_bytes())
         content_sha256 = sha256_of(folder / WEIGHTS)
     except OSError as error:
         raise AdapterRefused(f"{error.filename} can't be read: {error.strerror}.") from error

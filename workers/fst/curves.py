@@ -13,7 +13,7 @@ from workers.fst.measure import drift, examine
 from workers.fst.plan import Plan
 from workers.fst.policy import Policy
 from workers.fst.problems import Problems
-from workers.fst.rollouts import scored
+from workers.fst.rollouts import Rollers, scored
 from workers.fst.slow import Step
 
 OnPoint = Callable[[State, dict[str, Any]], None]
@@ -26,9 +26,19 @@ class Curves:
         on_point: told of each.
     """
 
-    def __init__(self, run: Run, policy: Policy, problems: Problems, anchors: Anchors, *, on_point: OnPoint) -> None:
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        rollers: Rollers,
+        problems: Problems,
+        anchors: Anchors,
+        *,
+        on_point: OnPoint,
+    ) -> None:
         self._run = run
         self._policy = policy
+        self._rollers = rollers
         self._anchors = anchors
         self._problems = problems
         self._on_point = on_point
@@ -38,7 +48,7 @@ class Curves:
         plan = self._run.plan
         name = plan.task_at(max(state.step - 1, 0))
         population = serving(plan, state)
-        tested = examine(self._policy, population, self._problems.test(name), plan, base=False)
+        tested = examine(self._policy, self._rollers, population, self._problems.test(name), plan, base=False)
         rewards = [step.reward for step in steps if step.reward is not None]
         anchors = drift(self._policy, self._anchors, "steer")
         with self._policy.frozen() as base:
@@ -66,7 +76,14 @@ class Curves:
 
 
 def conclude(
-    run: Run, state: State, policy: Policy, problems: Problems, anchors: Anchors, *, settings: Settings
+    run: Run,
+    state: State,
+    policy: Policy,
+    rollers: Rollers,
+    problems: Problems,
+    anchors: Anchors,
+    *,
+    settings: Settings,
 ) -> dict[str, Any]:
     """The result, written: base and trained model, each with and without the contexts (the 2x2), then what fits the KL budget."""
     plan = run.plan
@@ -74,7 +91,7 @@ def conclude(
     asked = problems.test(name)
 
     def cell(population: Sequence[TaskContext], *, base: bool) -> dict[str, Any]:
-        tested = examine(policy, population, asked, plan, base=base)
+        tested = examine(policy, rollers, population, asked, plan, base=base)
         context = tuple(population) != (EMPTY,)
         return {
             "weights": "base" if base else "slow",
@@ -96,7 +113,7 @@ def conclude(
     }
     if plan.trains:
         chosen = fitted(policy, anchors, out=run.folder, settings=settings)
-        within = examine(policy, serving(plan, state), asked, plan, base=False)
+        within = examine(policy, rollers, serving(plan, state), asked, plan, base=False)
         result["budgeted"] = {
             "scale": chosen.scale,
             "reward": within.reward,

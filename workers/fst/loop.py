@@ -20,7 +20,7 @@ from workers.fst.plan import Plan
 from workers.fst.policy import Policy, restore, snapshot
 from workers.fst.problems import Problems
 from workers.fst.reflection import Reflection
-from workers.fst.rollouts import Asked, Rollout, roll, roll_groups, scored
+from workers.fst.rollouts import Asked, Rollers, Rollout, roll_groups, scored
 from workers.fst.slow import Learner, Step
 
 Measure = Callable[[State, Evolved | None, Sequence[Step]], None]
@@ -34,6 +34,7 @@ class Loop:
         self,
         run: Run,
         policy: Policy,
+        rollers: Rollers,
         problems: Problems,
         *,
         settings: Settings,
@@ -44,6 +45,7 @@ class Loop:
         self.state = State(population=(EMPTY,) * run.plan.population)
         self._run = run
         self._policy = policy
+        self._rollers = rollers
         self._learner = Learner(policy, run.plan)
         self._problems = problems
         self._reflection = Reflection.configured(settings)
@@ -79,9 +81,8 @@ class Loop:
 
         def rolled(asked: Sequence[Asked]) -> list[Rollout]:
             # A distilled model learns from the frozen base with the context, so it is the base that the context must help.
-            with self._policy.frozen() if self.plan.arm == "distill" else self._policy.trained() as model:
-                seed = f"{self.plan.seed} evolve {coming.start}"
-                found = roll(model, asked, sampling(self.plan), samples=1, seed=seed)
+            roller = self._rollers.frozen if self.plan.arm == "distill" else self._rollers.trained
+            found = roller.roll(asked, sampling(self.plan), samples=1, seed=f"{self.plan.seed} evolve {coming.start}")
             for rollout in found:
                 self._move(samples=self.state.samples + 1)
                 edits.material = edits.material.with_reply(at=self.state.samples, **scored(rollout))
@@ -122,16 +123,14 @@ class Loop:
     def _rolled(
         self, problems: Sequence[Problem], population: Sequence[TaskContext], step: int, *, rewarded: bool
     ) -> list[Rollout]:
-        seed = f"{self.plan.seed} step {step}"
-        with self._policy.trained() as model:
-            return roll_groups(
-                model,
-                problems,
-                population,
-                sampling(self.plan, rewarded=rewarded),
-                rollouts=self.plan.rollouts,
-                seed=seed,
-            )
+        return roll_groups(
+            self._rollers.trained,
+            problems,
+            population,
+            sampling(self.plan, rewarded=rewarded),
+            rollouts=self.plan.rollouts,
+            seed=f"{self.plan.seed} step {step}",
+        )
 
     def _tokens(self, context: TaskContext) -> int:
         with self._policy.frozen() as base:

@@ -16,7 +16,7 @@ from workers.consolidation.rows import batches, pack
 from workers.fst.contexts import TaskContext
 from workers.fst.plan import Plan
 from workers.fst.policy import Policy
-from workers.fst.rollouts import Asked, Rollout, Sampling, roll, rows_of
+from workers.fst.rollouts import Asked, Rollers, Rollout, Sampling, rows_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Tested:
 
 def examine(
     policy: Policy,
+    rollers: Rollers,
     population: Sequence[TaskContext],
     problems: Sequence[Problem],
     plan: Plan,
@@ -48,10 +49,10 @@ def examine(
         for sample in range(plan.test_samples)
     ]
     rollouts: list[Rollout] = []
-    with policy.frozen() if base else policy.trained() as model:
-        for sample in range(plan.test_samples):
-            part = asked[sample :: plan.test_samples]
-            rollouts += roll(model, part, sampling(plan), samples=1, seed=f"test {sample}")
+    roller = rollers.frozen if base else rollers.trained
+    for sample in range(plan.test_samples):
+        part = asked[sample :: plan.test_samples]
+        rollouts += roller.roll(part, sampling(plan), samples=1, seed=f"test {sample}")
     reward = sum(r.reward for r in rollouts) / len(rollouts)
     return Tested(reward, 0.0 if base else reverse_kl(policy, rollouts), rollouts)
 

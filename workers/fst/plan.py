@@ -13,6 +13,7 @@ Arm = Literal["fst", "rl", "context", "distill"]
 under the frozen base, and the weights learn the best one's behaviour without any reward."""
 ARMS: tuple[Arm, ...] = get_args(Arm)
 Weights = Literal["lora", "full"]
+RolloutsBy = Literal["worker", "vllm"]
 
 # The paper's 1e-6 is for all weights of 8B; a LoRA adapter of a small model moves usefully at a few hundred times that.
 LEARNING_RATE: dict[Weights, float] = {"lora": 2e-4, "full": 2e-6}
@@ -33,6 +34,8 @@ class Plan(Frozen):
     rollouts: int = Field(8, ge=2)
     """G: replies to a problem in a step, G/K under each context."""
     batch_problems: int = Field(32, ge=1)
+    rollouts_by: RolloutsBy = "worker"
+    """What generates: the worker itself in batches, or the vLLM of the settings, which is given each step's adapter."""
     new_tokens: int = Field(64, ge=1)
     """Most tokens of a reply."""
     count_cut_off: bool = False
@@ -66,6 +69,8 @@ class Plan(Frozen):
             raise ValueError(f"{self.rollouts} rollouts can't be shared out among {self.contexts} contexts")
         if self.switch_steps % self.steps_per_cycle:
             raise ValueError("tasks can switch only between cycles: switch-steps must be a multiple of steps-per-cycle")
+        if self.rollouts_by == "vllm" and self.weights == "full":
+            raise ValueError("vLLM is given adapters, not all weights: use --weights lora, or --rollouts-by worker")
         return self
 
     @property

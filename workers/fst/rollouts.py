@@ -1,25 +1,28 @@
-"""Replies of the model in this process, scored by their verifier: batched, temperature 1, no cut, old log-probabilities recorded.
+"""Replies of the model in training, scored by their verifier: temperature 1, no cut, old log-probabilities recorded.
 
-A prompt is run once, and all its samples branch off from its cache. The noise of a reply comes from a seed of its own, so that what is
-sampled does not depend on what else is in the batch.
+They are drawn by this process (here) or by vLLM (`served.py`). Here a prompt is run once, in a batch with others, and all its samples
+branch off from its cache; the noise of a reply comes from a seed of its own, so that it does not depend on what else is in the batch.
 
 Letters: B rows, T tokens.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from service.engine import Sampled
 from service.verifiers import Problem, Verdict
 from workers.consolidation.base import Base
 from workers.consolidation.rows import Row, batches
 from workers.consolidation.sampling import GumbelNoise, until_end
 from workers.fst.contexts import TaskContext
+from workers.fst.policy import Policy
 
 # Tokens of the caches of one batch, prompts with padding and replies: 90 KB each for the default model in float32.
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
@@ -27,6 +30,9 @@ BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
 SHORTER = "Answer in fewer words."
 
 T = TypeVar("T")
+Tokens = tuple[int, ...]
+Draw = Callable[[Sequence[Tokens], Sequence[Sequence[int]], int], list[list[Sampled]]]
+"""(prompts, a seed for each reply to each of them, most tokens of a reply) -> replies to each prompt."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Rollout:
     """A reply, in tokens with the end of turn where the model ended it."""
 
     asked: Asked
-    prompt: tuple[int, ...]
-    reply: tuple[int, ...]
+    prompt: Tokens
+    reply: Tokens
     logprobs: tuple[float, ...]
     """Of each token as it was sampled, nats."""
     text: str
@@ -83,35 +89,68 @@ def scored(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def roll(base: Base, asked: Sequence[Asked], sampling: Sampling, *, samples: int, seed: str) -> list[Rollout]:
-    """`samples` replies to each that is asked, one after the other, in the order of `asked`.
+class Roller(Protocol):
+    """Gives replies of one model: of the trained one as it is now, or of its base."""
 
-    Args:
-        seed: of this call; the same gives the same replies.
-    """
+    def roll(self, asked: Sequence[Asked], sampling: Sampling, *, samples: int, seed: str) -> list[Rollout]:
+        """`samples` replies to each that is asked, one after the other, in the order of `asked`.
+
+        Args:
+            seed: of this call; the same gives the same replies.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Rollers:
+    """Of a policy."""
+
+    trained: Roller
+    frozen: Roller
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The model of this process, inside a block that makes it the one that is asked."""
+
+    entered: Callable[[], AbstractContextManager[Base]]
+
+    def roll(self, asked: Sequence[Asked], sampling: Sampling, *, samples: int, seed: str) -> list[Rollout]:
+        with self.entered() as model:
+
+            def draw(prompts: Sequence[Tokens], seeds: Sequence[Sequence[int]], new_tokens: int) -> list[list[Sampled]]:
+                return _drawn(model, prompts, seeds, new_tokens)
+
+            return rolled(model, asked, sampling, draw, samples=samples, seed=seed)
+
+
+def in_process(policy: Policy) -> Rollers:
+    """Its replies by this process."""
+    return Rollers(trained=InProcess(policy.trained), frozen=InProcess(policy.frozen))
+
+
+def rolled(
+    base: Base, asked: Sequence[Asked], sampling: Sampling, draw: Draw, *, samples: int, seed: str
+) -> list[Rollout]:
+    """What a `Roller` gives, its replies drawn like this."""
     prompts = [one.context.encode(base, one.problem.prompt) for one in asked]
     # A problem that is asked twice is not answered twice alike.
     seen: Counter[tuple[str, TaskContext, int]] = Counter()
-    first = []
+    seeds = []
     for one in asked:
         key = (one.problem.id, one.context, one.place)
-        first.append(seen[key])
+        first = seen[key]
         seen[key] += samples
-    found: dict[int, list[Rollout]] = {}
-    most = BATCH_TOKENS[base.device.type]
-    lengths = [samples * (len(prompt) + sampling.new_tokens) for prompt in prompts]
-    for batch in batches(prompts, lengths, max_tokens=most):
-        seeds = [
-            seed_of(seed, asked[i].problem.id, asked[i].place, first[i] + n) for i in batch for n in range(samples)
-        ]
-        drawn = _drawn(base, [prompts[i] for i in batch], samples=samples, new_tokens=sampling.new_tokens, seeds=seeds)
-        for i, replies in zip(batch, _groups(drawn, samples), strict=True):
-            found[i] = [_rollout(base, asked[i], prompts[i], reply, logprobs, sampling) for reply, logprobs in replies]
-    return [rollout for i in range(len(asked)) for rollout in found[i]]
+        seeds.append([seed_of(seed, one.problem.id, one.place, first + n) for n in range(samples)])
+    return [
+        _rollout(base, one, prompt, reply, sampling)
+        for one, prompt, replies in zip(asked, prompts, draw(prompts, seeds, sampling.new_tokens), strict=True)
+        for reply in replies
+    ]
 
 
 def roll_groups(
-    base: Base,
+    roller: Roller,
     problems: Sequence[Problem],
     population: Sequence[TaskContext],
     sampling: Sampling,
@@ -128,7 +167,7 @@ def roll_groups(
     if left:
         raise ValueError(f"{rollouts} rollouts can't be shared out among {len(population)} contexts")
     asked = [Asked(problem, context, place) for problem in problems for place, context in enumerate(population)]
-    return roll(base, asked, sampling, samples=each, seed=seed)
+    return roller.roll(asked, sampling, samples=each, seed=seed)
 
 
 def rows_of(rollouts: Sequence[Rollout]) -> list[Row]:
@@ -147,19 +186,11 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
 
 
-def _rollout(
-    base: Base,
-    asked: Asked,
-    prompt: tuple[int, ...],
-    reply: tuple[int, ...],
-    logprobs: Sequence[float],
-    sampling: Sampling,
-) -> Rollout:
-    text = base.tokenizer.decode(reply, skip_special_tokens=True)
-    ended = reply[-1] == base.tokenizer.eos_token_id
-    return Rollout(
-        asked, prompt, reply, tuple(logprobs), text, _verdict(asked.problem, text, ended=ended, sampling=sampling)
-    )
+def _rollout(base: Base, asked: Asked, prompt: Tokens, reply: Sampled, sampling: Sampling) -> Rollout:
+    text = base.tokenizer.decode(reply.tokens, skip_special_tokens=True)
+    ended = reply.tokens[-1] == base.tokenizer.eos_token_id
+    verdict = _verdict(asked.problem, text, ended=ended, sampling=sampling)
+    return Rollout(asked, prompt, reply.tokens, reply.logprobs, text, verdict)
 
 
 def _verdict(problem: Problem, text: str, *, ended: bool, sampling: Sampling) -> Verdict | None:
@@ -171,9 +202,21 @@ def _verdict(problem: Problem, text: str, *, ended: bool, sampling: Sampling) ->
 
 
 def _drawn(
-    base: Base, prompts: Sequence[tuple[int, ...]], *, samples: int, new_tokens: int, seeds: Sequence[int]
-) -> list[tuple[tuple[int, ...], list[float]]]:
-    """Replies with their log-probabilities, those to one prompt after each other."""
+    base: Base, prompts: Sequence[Tokens], seeds: Sequence[Sequence[int]], new_tokens: int
+) -> list[list[Sampled]]:
+    """As `Draw`, by the model in batches; each prompt has as many seeds as any other."""
+    found: dict[int, list[Sampled]] = {}
+    lengths = [len(of) * (len(prompt) + new_tokens) for prompt, of in zip(prompts, seeds, strict=True)]
+    for batch in batches(prompts, lengths, max_tokens=BATCH_TOKENS[base.device.type]):
+        noise = [one for i in batch for one in seeds[i]]
+        drawn = _batch(base, [prompts[i] for i in batch], new_tokens=new_tokens, seeds=noise)
+        found |= dict(zip(batch, _groups(drawn, len(noise) // len(batch)), strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+def _batch(base: Base, prompts: Sequence[Tokens], *, new_tokens: int, seeds: Sequence[int]) -> list[Sampled]:
+    """Replies, those to one prompt after each other, as many to each."""
+    samples = len(seeds) // len(prompts)
     longest, end = max(map(len, prompts)), base.tokenizer.eos_token_id
     ids_B_T = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=base.device)
     mask_B_T = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.device)
@@ -203,7 +246,7 @@ def _drawn(
         )
     logprobs_B_T = torch.stack(noise.logprobs, dim=1).tolist()
     replies = [until_end(tokens, end) for tokens in output_B_T[:, longest:].tolist()]
-    return [(reply, logprobs[: len(reply)]) for reply, logprobs in zip(replies, logprobs_B_T, strict=True)]
+    return [Sampled(reply, tuple(of[: len(reply)])) for reply, of in zip(replies, logprobs_B_T, strict=True)]
 
 
 class _Recorded(GumbelNoise):
@@ -222,5 +265,5 @@ class _Recorded(GumbelNoise):
         return noised_B_V
 
 
-def _groups(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _groups(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[i : i + size] for i in range(0, len(items), size))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from workers.fst.folder import CHECKPOINT, State
 from workers.fst.loop import Loop
 from workers.fst.plan import Plan
 from workers.fst.problems import Problems
+from workers.fst.rollouts import Rollers, in_process
+from workers.fst.served import served
 
 OnPoint = Callable[[State, dict[str, Any]], None]
 
@@ -44,7 +47,8 @@ def train(
     Raises:
         InvalidRequest: an unknown task.
         Conflict: the folder holds another run, or another process is at work in it.
-        JobFailed: no model, or a loss that is not finite.
+        JobFailed: no model, a loss that is not finite, or a vLLM that can't be given the adapters.
+        EngineUnavailable: no vLLM, where the plan wants one.
     """
     end = time.monotonic() + limit_seconds
     problems = Problems(plan, find)
@@ -55,13 +59,22 @@ def train(
         anchors = load_anchors(
             frozen, cache=settings.data_dir / "anchors", limit=settings.anchors, progress=lambda done, of: None
         )
-        with policies.opened(frozen, plan, settings) as policy:
+        with (
+            policies.opened(frozen, plan, settings) as policy,
+            _rollers(policy, plan, out=out, settings=settings) as rollers,
+        ):
             _start(policy, plan)
-            curves = Curves(run, policy, problems, anchors, on_point=on_point)
-            loop = Loop(run, policy, problems, settings=settings, measure=curves.point, on_step=on_step)
+            curves = Curves(run, policy, rollers, problems, anchors, on_point=on_point)
+            loop = Loop(run, policy, rollers, problems, settings=settings, measure=curves.point, on_step=on_step)
             if not loop.go(enough=lambda: time.monotonic() > end):
                 return None
-            return conclude(run, loop.state, policy, problems, anchors, settings=settings)
+            return conclude(run, loop.state, policy, rollers, problems, anchors, settings=settings)
+
+
+def _rollers(policy: policies.Policy, plan: Plan, *, out: Path, settings: Settings) -> AbstractContextManager[Rollers]:
+    if plan.rollouts_by == "vllm":
+        return served(policy, out=out, settings=settings)
+    return nullcontext(in_process(policy))
 
 
 def _start(policy: policies.Policy, plan: Plan) -> None:
