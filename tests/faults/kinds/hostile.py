@@ -1,4 +1,4 @@
-"""A client that sends what is known to kill a vLLM replica: nothing of it may get there."""
+"""Clients that mean harm: they send what is known to kill a vLLM replica, of which nothing may get there, or hold connections open."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,12 @@ from tests.faults.registry import fault
 from tests.faults.stack import KEY_OF, TENANTS, Stack
 
 REAL_VLLM = Layout(real_vllm=True)
+SHORT_OF_PATIENCE = Layout(settings=(("client_send_seconds", 3.0),))
 PAUSE_SECONDS = 0.1
+SILENT_CONNECTIONS = 200
+"""To each gateway."""
+# On busy cores, beyond the patience.
+CLOSED_SECONDS = 20.0
 
 
 def _deadly(stack: Stack) -> list[tuple[str, dict[str, Any]]]:
@@ -84,3 +89,38 @@ async def hostile_client_vllm(stack: Stack, seconds: float) -> AsyncIterator[Non
     """The same to a real vLLM."""
     async with _attacked(stack):
         yield
+
+
+@fault("silent-clients", layout=SHORT_OF_PATIENCE, seamless=True, least_seconds=6.0)
+async def silent_clients(stack: Stack, seconds: float) -> AsyncIterator[None]:
+    """Hundreds of connections never say what they want: half of them not a byte, the others a header that does not end."""
+    opened = await asyncio.gather(
+        *(
+            asyncio.open_connection("127.0.0.1", port)
+            for port in stack.ports.gateways
+            for _ in range(SILENT_CONNECTIONS)
+        )
+    )
+    talking = [writer for _, writer in opened[::2]]
+    for writer in talking:
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nX-Long: ")
+    dripping = asyncio.create_task(_drip(talking))
+    try:
+        yield
+        ends = [asyncio.wait_for(reader.read(), CLOSED_SECONDS) for reader, _ in opened]
+        held = [end for end in await asyncio.gather(*ends, return_exceptions=True) if isinstance(end, TimeoutError)]
+        if held:
+            stack.problems.append(f"{len(held)} of {len(opened)} silent connections were still open")
+    finally:
+        dripping.cancel()
+        for _, writer in opened:
+            writer.close()
+
+
+async def _drip(writers: list[asyncio.StreamWriter]) -> None:
+    """A byte to each, again and again; those that are closed take none."""
+    while True:
+        for writer in writers:
+            if not writer.is_closing():
+                writer.write(b"x")
+        await asyncio.sleep(PAUSE_SECONDS)
