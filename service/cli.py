@@ -93,7 +93,9 @@ def fst_run(
     rollouts: Annotated[int | None, typer.Option(help="Replies to a problem in a step [8].")] = None,
     rollouts_by: Annotated[
         str | None,
-        typer.Option(help="worker: this process generates; vllm: that of FASTSLOW_VLLM_URL and our plugin [worker]."),
+        typer.Option(
+            help="worker: this process generates; vllm: that of FASTSLOW_VLLM_URL, else of `fastslow up` [worker]."
+        ),
     ] = None,
     batch_problems: Annotated[int | None, typer.Option(help="Problems in a step [32].")] = None,
     new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply [64].")] = None,
@@ -174,12 +176,15 @@ def _fast_slow(
     from rich.console import Console
 
     from service.jobs import CeleryJobs
+    from service.keys import with_own_vllm_key
     from service.verifiers import task as task_of
 
     settings = _settings(data_dir=data_dir)
     plan = import_module("workers.fst.plan").checked_plan(**fields)
     for name in plan.tasks:
         task_of(name)
+    if settings.own_vllm:
+        settings = with_own_vllm_key(settings)
     if queue:
         asyncio.run(CeleryJobs(settings).fast_slow(plan.model_dump(mode="json"), str(out.absolute())))
         typer.echo(f"Queued: a worker of the queue `consolidate` will write into {out.absolute()}.")

@@ -5,10 +5,11 @@ import secrets
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from service.domain.rate_limits import RateLimits
 from service.errors import FastslowError
+from service.settings import Settings
 
 Role = Literal["client", "admin"]
 
@@ -70,6 +71,17 @@ def load_keys(path: Path) -> Keys:
         raise KeysFileInvalid(f"No keys file at {path}: make one with `fastslow keys`.") from None
     except ValidationError as error:
         raise KeysFileInvalid(f"The keys file {path} is not valid: {error.errors()[0]['msg']}.") from None
+
+
+def with_own_vllm_key(settings: Settings) -> Settings:
+    """The settings with the key of a local stack's vLLM, where they name none and there is a keys file.
+
+    Raises:
+        KeysFileInvalid: it is malformed.
+    """
+    if settings.vllm_api_key.get_secret_value() or not settings.keys_path.exists():
+        return settings
+    return settings.model_copy(update={"vllm_api_key": SecretStr(load_keys(settings.keys_path).vllm_api_key)})
 
 
 def ensure_keys(path: Path) -> Keys:

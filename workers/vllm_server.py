@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import SecretStr
-
-from service.keys import load_keys
+from service.keys import with_own_vllm_key
 from service.settings import Settings
 
 PLUGINS = ("fastslow_resolver", "fastslow_routes", "fastslow_cpu")
@@ -116,9 +114,7 @@ def main() -> None:
     settings = Settings()
     if problem := model_problem(settings):
         raise SystemExit(problem)
-    if not settings.vllm_api_key.get_secret_value() and settings.keys_path.exists():
-        key = SecretStr(load_keys(settings.keys_path).vllm_api_key)
-        settings = settings.model_copy(update={"vllm_api_key": key})
+    settings = with_own_vllm_key(settings)
     os.execve(sys.executable, [sys.executable, *vllm_argv(settings)], vllm_environment(settings, os.environ))
 
 

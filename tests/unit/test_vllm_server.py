@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from service.keys import ensure_keys, with_own_vllm_key
 from service.settings import Settings
 from workers.vllm_server import LORA_RANKS, PLUGINS, model_problem, vllm_argv, vllm_environment
 
@@ -89,6 +90,15 @@ def test_the_api_key_is_given_in_the_environment_and_never_in_the_arguments():
     settings = settings_of(vllm_api_key=SecretStr("secret"))
     assert vllm_environment(settings, {})["VLLM_API_KEY"] == "secret"
     assert not any("secret" in argument for argument in vllm_argv(settings))
+
+
+def test_the_key_that_a_local_stack_gave_its_vllm_is_found_where_none_is_set(tmp_path):
+    none = Settings(_env_file=None, data_dir=tmp_path)
+    assert with_own_vllm_key(none) == none
+    keys = ensure_keys(none.keys_path)
+    assert with_own_vllm_key(none).vllm_api_key.get_secret_value() == keys.vllm_api_key
+    named = none.model_copy(update={"vllm_api_key": SecretStr("another")})
+    assert with_own_vllm_key(named) == named
 
 
 def test_nothing_is_reported_to_others_and_a_local_model_asks_no_hub(tmp_path):
