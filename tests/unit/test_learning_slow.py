@@ -52,7 +52,7 @@ async def test_the_second_consolidation_alone_has_the_smaller_budget(tmp_path: P
     service = FakeService()
     await bench(Records(tmp_path / "r.jsonl"), service, tokens, chosen=EVERY).run()
     budgets = [(version["scope"], version["report"]["kl_chat"]["budget_nats"]) for version in service.versions]
-    assert budgets == [("global", 0.1), *((scope, 0.1) for scope in OWN), *((scope, 0.03) for scope in OWN)]
+    assert budgets == [("global", 0.1), *((scope, 0.1) for scope in OWN), *((scope, 0.02) for scope in OWN)]
     assert service.budgets == {}
 
 
@@ -130,11 +130,11 @@ async def test_the_line_has_every_figure_of_a_run_with_adapters(tmp_path: Path, 
     assert all(list(line["arms"][arm]) == ["3"] for arm in SLOW)
     assert (line["adapters"], line["over_budget"], line["kl_chat_max_nats"]) == (5, 0, 0.08)
     assert line["rejected"] == dict.fromkeys(SLOW, 0)
-    assert line["kl_ratio_at_matched_satisfaction"] == 0.3
+    assert line["kl_ratio_at_matched_satisfaction"] == 0.2
     assert line["promoted"]["own-small"] == {
         "versions": 2,
         "kl_text_nats": 0.01,
-        "kl_chat_nats": 0.024,
+        "kl_chat_nats": 0.016,
         "context_tokens_before": 200,
         "context_tokens_after": 50,
     }
