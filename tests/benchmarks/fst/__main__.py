@@ -10,11 +10,12 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
 from service.errors import FastslowError
+from service.keys import with_own_vllm_key
 from service.settings import Settings
 from tests.benchmarks.fst.analysis import Finished, Results
 from tests.benchmarks.fst.plan import SIZES, Named, runs
@@ -23,7 +24,7 @@ from tests.benchmarks.terminal import terminal
 from workers.consolidation.base import Base, load_base
 from workers.fst.command import line_of
 from workers.fst.folder import Run, State
-from workers.fst.plan import ARMS
+from workers.fst.plan import ARMS, RolloutsBy
 from workers.fst.run import train
 
 # "Try again", of sysexits.h.
@@ -41,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", help="names, separated by commas; the size's by default, as for the next ones")
     parser.add_argument("--seeds", help="such as 0,1,2")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--rollouts-by", choices=get_args(RolloutsBy), help="as of `fastslow fst run`")
     return parser.parse_args()
 
 
@@ -53,6 +55,8 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
         found["seeds"] = tuple(int(seed) for seed in options.seeds.split(","))
     if options.steps:
         found["steps"] = options.steps
+    if options.rollouts_by:
+        found["rollouts_by"] = options.rollouts_by
     return found
 
 
@@ -60,6 +64,8 @@ def main() -> int:
     options = arguments()
     folder = (options.folder or Path("data") / "bench-fst" / options.size).absolute()
     settings = Settings(anchors=ANCHORS[options.size])
+    if settings.own_vllm:
+        settings = with_own_vllm_key(settings)
     console = terminal()
     end = time.monotonic() + options.limit_seconds
 
