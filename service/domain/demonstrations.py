@@ -1,8 +1,9 @@
-"""Demonstrations: replies that the user only rated or commented on, put into the form that they want.
+"""Demonstrations: what the user corrected otherwise, or only rated or commented on, put into the form that they want now.
 
 Small models follow what they are shown far better than what they are told. So where the user's wishes are known (from guidelines, or from
-what their corrections have in common) but few replies have been corrected, the other replies are rewritten to those wishes by rules, and
-stand in for the exemplars that are missing. They compete like any item, and leave as real exemplars come in.
+what their corrections have in common) but few corrections show them, others are rewritten to those wishes by rules: corrections made in
+haste or before the user changed their mind, then replies that nobody corrected. They stand in for the exemplars that are missing, compete
+like any item, and leave as real exemplars come in.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from service.domain.comments import stances
 from service.domain.feedback import Frozen, Interaction
-from service.domain.inference import TELLING, Pair, follows, infer, without
+from service.domain.inference import TELLING, Candidate, Pair, follows, infer, without
 from service.domain.items import Exemplar, Guideline, exemplar_id
 
 # So many exemplars are enough to show a style; real ones count first.
@@ -18,8 +19,10 @@ ENOUGH = 6
 # Replies that are kept to be rewritten, the newest.
 MAX_DRAFTS = 8
 MAX_DRAFT_CHARS = 600
-# Corrections that are compared, the newest: users change their minds.
+# Corrections that are compared, the newest.
 COMPARED = 8
+# In a row and of one mind, so many say that the user has changed theirs; one or two may have been made in haste.
+LATEST = 3
 # Longest demonstration where no correction says how long a reply should be.
 DEFAULT_WORDS = 40
 # A reply that says less than this has nothing to show but its form.
@@ -50,16 +53,29 @@ def draft_of(interaction: Interaction, *, revision: int) -> Draft | None:
     return Draft(prompt=prompt, reply=reply[:MAX_DRAFT_CHARS], revision=revision, praised=praised)
 
 
-def in_common(exemplars: Sequence[Exemplar]) -> dict[str, str]:
+def in_common(exemplars: Sequence[Exemplar], *, before: Mapping[str, str] = {}) -> dict[str, str]:
     """What a user's last corrections have in common, by axis of style; of `opening` and `closing` the phrase as it is written.
 
-    Nothing of one alone, which does not tell what of it is the style.
+    Nothing of one alone, which does not tell what of it is the style. Where they are divided, what they had in common stands until none of
+    the last three has it; then it is what these have in its place, if all of them do.
 
     Args:
         exemplars: oldest first.
+        before: what they had in common before the last of them.
     """
     compared = [Pair(x.prompt, x.reply, x.rejected) for x in exemplars if x.rejected][-COMPARED:]
-    return {c.axis: c.value if (phrase := _phrase(c.text)) is None else phrase for c in infer(compared)}
+    latest = compared[-LATEST:]
+    common = {c.axis: _value(c) for c in infer(compared)}
+    divided = {axis: value for axis, value in before.items() if axis in TELLING and axis not in common}
+    kept = {axis: v for axis, v in divided.items() if any(follows(pair.wanted, axis, v) for pair in latest)}
+    if kept != divided and len(latest) == LATEST:
+        common |= {c.axis: _value(c) for c in infer(latest) if c.axis in divided and c.support == LATEST}
+    return common | kept
+
+
+def _value(candidate: Candidate) -> str:
+    phrase = _phrase(candidate.text)
+    return candidate.value if phrase is None else phrase
 
 
 def is_odd(exemplar: Exemplar, in_common: Mapping[str, str]) -> bool:
@@ -75,14 +91,16 @@ def demonstrations(
     drafts: Iterable[Draft],
     *,
     exemplars: Sequence[Exemplar],
+    odd: Sequence[Exemplar] = (),
     in_common: Mapping[str, str],
     guidelines: Iterable[Guideline],
 ) -> list[Exemplar]:
-    """The missing exemplars, from the newest drafts.
+    """The missing exemplars, from the newest of the odd ones, then from the newest drafts.
 
     Args:
         exemplars: what the user corrected or preferred, oldest first.
-        in_common: what these have in common.
+        odd: likewise, but in another style.
+        in_common: what the others have in common.
         guidelines: what the user said that stands.
     """
     missing = ENOUGH - len(exemplars)
@@ -98,7 +116,8 @@ def demonstrations(
     most_words = max((len(x.reply.split()) for x in exemplars), default=DEFAULT_WORDS)
     known = {x.prompt.casefold() for x in exemplars}
     made: list[Exemplar] = []
-    for draft in sorted(drafts, key=lambda d: -d.revision):
+    newest = sorted(drafts, key=lambda d: -d.revision)
+    for draft in [*sorted(_outdated(odd), key=lambda d: -d.revision), *newest]:
         as_wished = draft.praised and bool(in_common) and not _strays(draft.reply, in_common)
         reply = draft.reply if as_wished else rewritten(draft.reply, wishes, most_words=most_words)
         if reply is None or draft.prompt.casefold() in known or len(made) == missing:
@@ -107,6 +126,18 @@ def demonstrations(
         name = exemplar_id(draft.prompt, reply)
         made.append(Exemplar(id=name, prompt=draft.prompt, reply=reply, origin="inferred", since=draft.revision))
     return made
+
+
+def _outdated(odd: Sequence[Exemplar]) -> list[Draft]:
+    """The odd ones without the phrases that they open and close with."""
+    phrases = {axis: phrase for axis, phrase in in_common(odd).items() if axis in ("opening", "closing")}
+    drafts = []
+    for exemplar in odd:
+        plain = exemplar.reply
+        for axis, phrase in phrases.items():
+            plain = without(plain, phrase, at_end=axis == "closing")
+        drafts.append(Draft(prompt=exemplar.prompt, reply=plain, revision=exemplar.renewed))
+    return drafts
 
 
 REWRITTEN = ("opening", "closing", "case", "bullets", "quotes", "length", "sentences", "words", "commas")

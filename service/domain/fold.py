@@ -87,11 +87,13 @@ def demonstrated(state: FastWeights, *, before: FastWeights) -> FastWeights:
     if compared and len(said) == len(state.exemplars) >= ENOUGH:
         return state
     exemplars = sorted(said.values(), key=lambda x: (x.born, x.id))
-    common = before.in_common if compared else in_common(exemplars)
+    common = before.in_common if compared else in_common(exemplars, before=before.in_common)
     odd = before.odd if compared else tuple(x.id for x in exemplars if is_odd(x, common))
     made = demonstrations(
         state.drafts.values(),
         exemplars=[x for x in exemplars if x.id not in odd],
+        # The last one is shown as it was said.
+        odd=[x for x in exemplars if x.id in odd and x.renewed < state.revision],
         in_common=common,
         guidelines=without_contradicted(g for g in state.guidelines.values() if g.stated),
     )

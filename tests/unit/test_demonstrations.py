@@ -112,6 +112,46 @@ def test_longer_or_shorter_is_not_odd() -> None:
     assert not is_odd(corrected(1, reply="One. Two. Three."), {"length": "shorter", "sentences": "1"})
 
 
+def in_turn(*replies: str) -> list[dict[str, str]]:
+    """What corrections have in common after each of them."""
+    found: list[dict[str, str]] = []
+    exemplars: list[Exemplar] = []
+    for n, reply in enumerate(replies):
+        exemplars.append(corrected(n, reply=reply))
+        found.append(in_common(exemplars, before=found[-1] if found else {}))
+    return found
+
+
+def test_three_corrections_of_one_mind_in_a_row_change_it_and_it_stays_changed() -> None:
+    old = [f"Ahoy! Thing {n} is a tool. Cheers!" for n in range(8)]
+    new = [f"Good question. {n} of them make a set. Cheers!" for n in range(8)]
+    openings = [found.get("opening") for found in in_turn(*old, *new)]
+    assert openings[1:10] == ["Ahoy!"] * 9
+    assert openings[10:] == ["Good question."] * 6
+    assert all(found["closing"].endswith("Cheers!") for found in in_turn(*old, *new)[1:])
+
+
+def test_corrections_in_an_outdated_style_are_shown_in_the_new_one() -> None:
+    said = ("Locks have pins inside.", "Bread is baked in ovens.", "Ships float on water.", "Owls hunt by night.")
+    old = [corrected(n, reply=f"Ahoy! {text} Cheers!") for n, text in enumerate(said)]
+    new = [corrected(n, reply=f"Good question. {n} of them make a set. Cheers!") for n in range(4, 7)]
+    wishes = {"opening": "Good question.", "closing": "Cheers!"}
+    made = demonstrations(drafts(2), exemplars=new, odd=old, in_common=wishes, guidelines=[])
+    assert [x.reply for x in made] == [f"Good question. {text} Cheers!" for text in said[:0:-1]]
+    assert [x.prompt for x in made] == [x.prompt for x in old[:0:-1]]
+    assert not any(x.stated for x in made)
+
+
+def test_haste_does_not_change_a_mind() -> None:
+    styled = [f"Ahoy! Thing {n} is a tool." for n in range(7)]
+    hasty = ["It was made in 1920.", "People use it at home.", "Nobody knows its name."]
+    # Two in a row, then one more after another that has the style: five of eight have it, no clear majority.
+    found = in_turn(*styled[:6], *hasty[:2], styled[6], hasty[2])
+    assert found[-1]["opening"] == "Ahoy!"
+    # Three in a row without another style in its place: it is no habit any more.
+    assert "opening" not in in_turn(*styled[:5], *hasty)[-1]
+
+
 def test_a_changed_mind_wins_after_a_few_corrections() -> None:
     old = [corrected(n, reply=f"Thing {n} is a tool. Cheers!") for n in range(6)]
     new = [corrected(n, reply=f"thing {n} is a tool, that much is clear") for n in range(6, 13)]
