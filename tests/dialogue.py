@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 
 from service.domain.events import Member, PopulationEvent
+from service.domain.feedback import BASE
 from service.domain.fold import apply
 from service.domain.items import Guideline, guideline_id
 from service.domain.population import member_id
@@ -54,9 +55,18 @@ async def texts_of(client: httpx.AsyncClient, *, user: str = "alice") -> list[st
 
 
 async def optimized(
-    store: Store, *inferred: str, user: str = "alice", tenant: str = "acme", members: tuple[tuple[str, ...], ...] = ()
+    store: Store,
+    *inferred: str,
+    user: str = "alice",
+    tenant: str = "acme",
+    adapter: str = BASE,
+    members: tuple[tuple[str, ...], ...] = (),
 ) -> PopulationEvent:
-    """Append what the optimizer would: members by their items (else one, of all guidelines) and guidelines that it inferred."""
+    """Append what the optimizer would: members by their items (else one, of all guidelines) and guidelines that it inferred.
+
+    Args:
+        adapter: the version in use.
+    """
     state = await store.users.fast_weights(tenant=tenant, user=user)
     found = tuple(Guideline(id=guideline_id(text), text=text, origin="inferred") for text in inferred)
     of_all = (*state.guidelines, *(g.id for g in found))
@@ -65,6 +75,7 @@ async def optimized(
         at=time.time(),
         basis=state.revision,
         basis_clock=state.clock,
+        adapter=adapter,
         members=tuple(Member(id=member_id(items), items=items) for items in members or (of_all,)),
         inferred=found,
     )

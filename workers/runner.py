@@ -183,11 +183,16 @@ async def gather(job: Job, store: Store) -> Work:
     scope, *wider = await scopes_of(job, store)
     state = await store.scopes.state(scope, tenant=job.tenant)
     current = await store.scopes.version(state.active, scope, tenant=job.tenant) if state.active != BASE else None
+    serving = [(await store.scopes.state(other, tenant=job.tenant)).active for other in wider]
+    pooled = next((name for name in serving if name != BASE), BASE)
     users: dict[str, UserLog] = {}
     for user in await store.members.of(scope, tenant=job.tenant):
         history = await store.users.log(tenant=job.tenant, user=user)
         if history.events:
             fast_weights = history.fold()
+            if scope.kind == "user":
+                # The newest population may be of a version that was rolled back.
+                fast_weights = fast_weights.under(pooled if current is None else current.name)
             users[user] = UserLog.of(
                 history.events,
                 watermark=current.watermark.get(user, 0) if current else 0,
@@ -196,7 +201,6 @@ async def gather(job: Job, store: Store) -> Work:
             )
     if not users:
         raise JobFailed(f"there is no feedback in {scope}")
-    serving = [(await store.scopes.state(other, tenant=job.tenant)).active for other in wider]
     budgets = await store.budgets.in_force(scope, tenant=job.tenant)
     return Work(
         tenant=job.tenant,
@@ -204,7 +208,7 @@ async def gather(job: Job, store: Store) -> Work:
         job=job.id,
         number=state.number + 1,
         parent=state.active,
-        pooled=next((name for name in serving if name != BASE), BASE),
+        pooled=pooled,
         kl_text_budget_nats=budgets.kl_text_nats,
         kl_chat_budget_nats=budgets.kl_chat_nats,
         norms=await store.norms.of(tenant=job.tenant, scopes=[scope, *wider]),

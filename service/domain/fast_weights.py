@@ -1,7 +1,7 @@
 """Fast weights: what a user's log folds into (`fold.py`): items, their credit, and a population of contexts."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from service.domain.demonstrations import Draft
 from service.domain.events import Member
@@ -23,7 +23,7 @@ MAX_CREDITS = 160
 
 ValueT = TypeVar("ValueT")
 
-FOLD = 2
+FOLD = 3
 """Goes up whenever the same log folds into another state, so that a cache of the old one is not taken for it."""
 
 
@@ -71,6 +71,11 @@ class FastWeights(Frozen):
     def population_under(self, adapter: str) -> Population:
         """The one for an adapter version, empty if there is none."""
         return next((p for p in self.populations if p.adapter == adapter), Population())
+
+    def under(self, adapter: str) -> Self:
+        """The same with no population but that of an adapter version: as a chat that it serves sees them."""
+        found = self.population_under(adapter)
+        return self.model_copy(update={"populations": (found,) if found.members else ()})
 
     def credit(self, name: str) -> Credit:
         """An item's or a member's credit as it stands now."""

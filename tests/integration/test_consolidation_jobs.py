@@ -12,6 +12,7 @@ from service.errors import JobFailed
 from service.settings import Settings
 from service.store import Store
 from service.store.keys import ScopeKeys
+from tests.dialogue import optimized
 from tests.factories import ALICE, give_feedback, one_by_one, outcome_of, rejected
 from tests.fakes import FakeVllm
 from tests.jobs import Trainer, active, opened, run, run_all, user
@@ -157,6 +158,28 @@ async def test_weights_that_were_rolled_back_are_not_promoted_again(
     assert (again.state, again.reasons) == ("rejected", ("these very weights were rolled back before",))
     assert other.state == "promoted"
     assert other.version != first.version
+
+
+async def test_after_a_rollback_a_candidate_is_judged_with_the_contexts_that_serve_again(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    await give_feedback(store, 1)
+
+    async def contexts() -> tuple[str, ...]:
+        trainer = Trainer(vllm, lambda _: rejected("no better"))
+        await run(await opened(store), store, settings, trainer)
+        return tuple(member.id for member in trainer.works[-1].users["alice"].fast_weights.population.members)
+
+    of_base = await optimized(store, "Be brief.", user="alice")
+    assert await contexts() == tuple(member.id for member in of_base.members)
+    await run(await opened(store), store, settings, Trainer(vllm))
+    # Nothing was optimized under the new version yet, so it serves without a member.
+    version = await active(store)
+    assert await contexts() == ()
+    under_it = await optimized(store, "Be long.", user="alice", adapter=version)
+    assert await contexts() == tuple(member.id for member in under_it.members)
+    await store.scopes.rollback(ALICE, tenant="acme", to=BASE, actor="admin", reason="worse", now=5.0)
+    assert await contexts() == tuple(member.id for member in of_base.members)
 
 
 async def test_several_scopes_are_trained_by_one_call_and_each_has_its_own_end(
