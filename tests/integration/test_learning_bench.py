@@ -95,7 +95,7 @@ async def test_every_arm_is_served_by_what_it_is_named_after(
     assert (line["adapters"], line["over_budget"], line["kl_text_max_nats"]) == (5, 0, 0.005)
     own = [f"user:{run.prefix}-00{half}" for half in "ab"]
     budgets = {(scope, budget): done.count((scope, budget)) for scope, budget in done}
-    assert budgets == dict.fromkeys([("global", None), *((scope, nats) for scope in own for nats in (None, 0.03))], 1)
+    assert budgets == dict.fromkeys([("global", None), *((scope, nats) for scope in own for nats in (None, 0.02))], 1)
     versions = await service.adapters()
     assert not any(version["in_use"] for version in versions), "each stage's adapters are taken back before the next"
     made = {version["job"]: version["name"] for version in versions}
