@@ -183,7 +183,7 @@ def _fast_slow(
     plan = import_module("workers.fst.plan").checked_plan(**fields)
     for name in plan.tasks:
         task_of(name)
-    if settings.own_vllm:
+    if plan.rollouts_by == "vllm" and settings.own_vllm:
         settings = with_own_vllm_key(settings)
     if queue:
         asyncio.run(CeleryJobs(settings).fast_slow(plan.model_dump(mode="json"), str(out.absolute())))
