@@ -111,8 +111,8 @@ def _over_budget(report: TrainReport) -> Iterator[str]:
 def _not_better(report: TrainReport, limits: Limits) -> Iterator[str]:
     """Without a context, so that the adapter does it and not the context.
 
-    A few noisy ratings seldom prove anything. Where the margin is higher on average, replies as they would be served may prove it instead:
-    that they are nearer to what the user wants than those that are served now.
+    A few noisy ratings seldom prove anything. Where the margin is higher on average, what would be served may prove it instead: by its
+    margin over what is served now, each with its context, or by replies that are nearer to what the user wants.
     """
     margins = report.margins
     if margins.against_base is None:
@@ -124,16 +124,16 @@ def _not_better(report: TrainReport, limits: Limits) -> Iterator[str]:
     ):
         if against is not None and margin is not None:
             why = _not_sure(against, limits)
-            if why and not (against.mean >= limits.min_gain_nats and _nearer(report, limits)):
+            if why and not (against.mean >= limits.min_gain_nats and _better_as_served(report, limits)):
                 yield (
                     f"held-out margin {margins.candidate:.4f} nats per token does not beat {name}'s {margin:.4f}: "
                     f"{why} ({against.examples} examples)"
                 )
 
 
-def _nearer(report: TrainReport, limits: Limits) -> bool:
-    change = report.generated.style_change if report.generated else None
-    return change is not None and _not_sure(change, limits) is None
+def _better_as_served(report: TrainReport, limits: Limits) -> bool:
+    margin, style = report.margins.against_serving, report.generated.style_change if report.generated else None
+    return any(change is not None and _not_sure(change, limits) is None for change in (margin, style))
 
 
 def _not_sure(against: Difference, limits: Limits) -> str | None:

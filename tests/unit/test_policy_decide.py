@@ -13,6 +13,8 @@ from tests.factories import divergence, train_report
 
 BETTER = (0.5, 0.4, 0.6, 0.5, 0.45, 0.55)
 """Held-out examples on which a candidate is better by so much."""
+UNCLEAR = (0.08, 0.02, 0.06, -0.04, 0.05, -0.04)
+"""As it would be served: better on average, which proves nothing."""
 DEAR = price(kl_text_nats=0.02, kl_chat_nats=0.1, tokens_saved=0, margin_gain_nats=0.01, value_nats=-0.19)
 
 
@@ -30,7 +32,7 @@ def margins(differences: Sequence[float] = BETTER, **changes: object) -> Margins
         "serving": 0.4,
         "would_serve": 0.5,
         "against_base": against(differences),
-        "against_serving": against([0.1, 0.05, 0.1, 0.15, 0.1, 0.1]),
+        "against_serving": against(UNCLEAR),
     }
     return Margins(**{**fields, **changes})
 
@@ -176,6 +178,15 @@ def test_replies_that_are_nearer_to_what_the_user_wants_prove_what_noisy_ratings
     assert "does not beat the base's" in reasons(unproved)
     proved = unproved.model_copy(update={"generated": nearer(0.2, 0.1, 0.2, 0.1, 0.1)})
     assert decide(proved) == Promote()
+
+
+def test_a_margin_that_is_surely_higher_as_served_proves_what_noisy_ratings_alone_do_not() -> None:
+    served = against([0.3, 0.1, 0.2, 0.4, 0.3])
+    assert decide(report(margins=margins(NOISY, against_serving=served))) == Promote()
+    # Not where the adapter alone makes it worse: then it is the context that does it.
+    assert "does not beat the base's" in reasons(
+        report(margins=margins([-gain for gain in NOISY], against_serving=served))
+    )
 
 
 @pytest.mark.parametrize(
