@@ -57,7 +57,7 @@ def create_app(
 ) -> FastAPI:
     """The application over these dependencies, which it closes when it ends."""
     metrics = Metrics()
-    store.users.on_rebuild = metrics.folds.labels("rebuild").observe
+    store.users.folds.on_rebuild = metrics.folds.labels("rebuild").observe
     metrics.registry.register(ReplicaStates(engine.replicas))
     recall = Recall(store.embeddings, embedder, settings, metrics)
 

@@ -10,17 +10,22 @@ from service.domain.fast_weights import Snapshot
 from service.store.connection import Connection
 from service.store.keys import BUCKETS, UserKeys, long
 from service.store.logs import event_field
+from service.store.states import new_stamp
 
-# Replaces a log's oldest events by their fold, if the log still begins where it did when they were read. With `stale`, the cached state
-# was folded from an older snapshot and goes too. It frees memory, so it may do so where there is none.
+# Replaces a log's oldest events by their fold, if the log still begins where it did when they were read. With another `stamp` for its head,
+# the cached fold is of an older snapshot: it goes too, and whoever knows it reads anew. It frees memory, so it may do so where there is
+# none.
 REPLACE = """#!lua flags=allow-oom
-local log, snapshot, state = unpack(KEYS)
-local first, keep_from, fold, stale = unpack(ARGV)
+local log, snapshot, state, who = unpack(KEYS)
+local first, keep_from, fold, stamp = unpack(ARGV)
 local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)
 if #oldest == 0 or oldest[1][1] ~= first .. '-0' then return 0 end
 redis.call('SET', snapshot, fold)
 redis.call('XTRIM', log, 'MINID', keep_from .. '-0')
-if stale == '1' then redis.call('DEL', state) end
+if stamp ~= '' then
+  redis.call('DEL', state)
+  redis.call('HSET', who, 'head', stamp)
+end
 return 1
 """
 
@@ -68,7 +73,7 @@ class ArchiveStore:
 
         Args:
             first: revision of the log's first event when the snapshot was made.
-            stale: the cached state is to be folded again.
+            stale: the cached fold is to be made again.
 
         Returns:
             False if the log begins elsewhere by now: another worker was here, and nothing was written.
@@ -76,10 +81,10 @@ class ArchiveStore:
         keys = UserKeys(tenant=tenant, user=user)
         done = await self._redis.script(
             REPLACE,
-            [keys.log, keys.snapshot, keys.state],
+            [keys.log, keys.snapshot, keys.state, keys.user],
             first,
             snapshot.state.revision + 1,
             snapshot.model_dump_json(),
-            "1" if stale else "0",
+            new_stamp() if stale else b"",
         )
         return bool(done)

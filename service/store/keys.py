@@ -101,7 +101,8 @@ class UserKeys:
         self.member = f"{tenant}\0{user}"
         self._id = _digest(tenant, user)
         self.log = in_bucket(self.bucket, f"log:{self._id}")
-        self.state = in_bucket(self.bucket, f"state:{self._id}:{FOLD}")
+        self.state = in_bucket(self.bucket, f"fold:{self._id}:{FOLD}")
+        """Hash of the cached fold (`service/store/states.py`)."""
         self.snapshot = in_bucket(self.bucket, f"snapshot:{self._id}")
         """The fold of the events before the log's first, where some were archived."""
         self.folder = f"{_digest(tenant)}/{self._id}"

@@ -6,6 +6,7 @@ from service.domain.fast_weights import FastWeights, Snapshot
 from service.domain.slow_weights import Scope
 from service.store.connection import Connection
 from service.store.keys import UserKeys
+from service.store.states import parsed, whole
 from service.store.users import UserStore
 
 # Users in one round trip: a fold may have a hundred kilobytes, and a gateway that reads many serves chats meanwhile.
@@ -42,10 +43,10 @@ class MemberStore:
         """Each user's fast weights as they are cached, else by the last snapshot; who has neither is left out, for no log is read."""
         for chunk in _chunks(users):
             keys = [UserKeys(tenant=tenant, user=user) for user in chunk]
-            states = await self._redis.pipeline([("GET", key.state) for key in keys])
+            states = await self._redis.pipeline([whole(key.state) for key in keys])
             for user, key, state in zip(chunk, keys, states, strict=True):
-                if state is not None:
-                    yield user, FastWeights.model_validate_json(state)
+                if state[0] is not None:
+                    yield user, parsed(state)
                 elif snapshot := await self._redis.call("GET", key.snapshot):
                     yield user, Snapshot.model_validate_json(snapshot).state
 

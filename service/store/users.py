@@ -1,28 +1,26 @@
 """Users: interactions, the log of feedback, the cached fold of it."""
 
-import asyncio
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Interaction
 from service.domain.slow_weights import Scope
-from service.errors import Conflict, NotFound, StoreUnavailable
+from service.errors import Conflict, NotFound
 from service.store.connection import Connection
+from service.store.folds import Folds
 from service.store.keys import BUCKETS, UserKeys, own_scope, shared_adapters, user_keys, users_index
+from service.store.lane import Command
 from service.store.logs import Logs, UserHistory
-from service.store.states import States
 
-# Appends the event, sets the cached fold and, of a feedback, the interaction's standing signals; marks the user as due for consolidation
-# (a feedback does), for optimization (or as settled), and for the archive where the log is long; remembers the idempotency key.
+# Appends the event, brings the cached fold up to it and, of a feedback, the interaction's standing signals; marks the user as due for
+# consolidation (a feedback does), for optimization (or as settled), and for the archive where the log is long; remembers the idempotency
+# key. A cached fold that is not the one of which parts stay goes: the log is folded again when it is wanted.
 # {'ok'} | {'replayed', receipt}: the key was used | {'conflict'}: the log has moved on | {'expired'}: the interaction is gone.
 # With Redis full no new interactions are stored, but what users say of those that are is: it is little beside them, and said once.
 APPEND = """#!lua flags=allow-oom
-local log, state, due, optimize, long, users, idem, interaction = unpack(KEYS)
-local revision, event, fold, state_ttl, member, user, at, optimize_at, most, receipt, idem_ttl, snapshot = unpack(ARGV)
+local log, state, who, due, optimize, long, users, idem, interaction = unpack(KEYS)
+local revision, event, stays, stamp, state_ttl, member, user, at, optimize_at, most, receipt, idem_ttl, snapshot = unpack(ARGV, 1, 13)
 if receipt ~= '' then
   local before = redis.call('GET', idem)
   if before then return {'replayed', before} end
@@ -36,7 +34,13 @@ if interaction then
   redis.call('ZADD', due, 'NX', at, member)
 end
 redis.call('XADD', log, revision .. '-0', 'event', event)
-redis.call('SET', state, fold, 'EX', state_ttl)
+redis.call('HSET', who, 'head', stamp)
+local there = redis.call('HGET', state, 'stamp') == stays
+if not there then redis.call('DEL', state) end
+if there or stays == '' then
+  redis.call('HSET', state, 'stamp', stamp, unpack(ARGV, 14))
+  redis.call('EXPIRE', state, state_ttl)
+end
 if optimize_at == '' then redis.call('ZREM', optimize, member) else redis.call('ZADD', optimize, optimize_at, member) end
 if redis.call('XLEN', log) > tonumber(most) then redis.call('ZADD', long, 'NX', at, member) end
 redis.call('ZADD', users, at, user)
@@ -47,13 +51,6 @@ return {'ok'}
 # Keeps the answer to an idempotency key, as APPEND does.
 REMEMBER = """#!lua flags=allow-oom
 redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
-return 1
-"""
-
-# Caches a fold that was rebuilt from the log, unless a newer one is there by now.
-CACHE_FOLD = """#!lua
-local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-if #last > 0 and last[1][1] == ARGV[1] .. '-0' then redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3]) end
 return 1
 """
 
@@ -79,10 +76,6 @@ class FeedbackInputs:
     """What was answered to this idempotency key before."""
 
 
-NOTHING_YET = FastWeights()
-"""Of all users who have not said anything."""
-
-
 class UserStore:
     """Reads and writes of one user's data. Every method names tenant and user, so none can reach across."""
 
@@ -91,23 +84,21 @@ class UserStore:
         self._state_seconds = state_cache_seconds
         self._log_most_events = log_most_events
         self._logs = Logs(connection)
-        self._states = States()
-        self.on_rebuild: Callable[[float], None] = lambda seconds: None
-        """Told how long each fold of a whole log took."""
+        self.folds = Folds(connection, self._logs, seconds=state_cache_seconds)
 
     async def chat_state(self, *, tenant: str, user: str) -> ChatState:
-        """The fast weights and the versions in use, in one round trip (two where the fold must be rebuilt)."""
+        """The fast weights and the versions in use, in one round trip (more where others wrote the fold, or it must be rebuilt)."""
         keys = user_keys(tenant=tenant, user=user)
-        state, has_log, cohort, own_adapter, shared = await self._redis.brief(
-            ("GET", keys.state),
-            ("EXISTS", keys.log),
+        head, (cohort, own_adapter, shared) = await self.folds.read(
+            keys,
             ("HGET", keys.user, "cohort"),
             ("HGET", own_scope(tenant=tenant, user=user), "active"),
             ("HGETALL", shared_adapters(tenant)),
         )
+        fast_weights, _ = await self.folds.at(head, keys)
         cohort_name = cohort.decode() if cohort else None
         return ChatState(
-            fast_weights=await self._fast_weights(keys, state, has_log=bool(has_log)),
+            fast_weights=fast_weights,
             cohort=cohort_name,
             adapters=_in_use(user, cohort_name, own_adapter, shared) if own_adapter or shared else (),
         )
@@ -115,24 +106,9 @@ class UserStore:
     async def fast_weights(self, *, tenant: str, user: str) -> FastWeights:
         """The user's fast weights, from the cache or by folding the log."""
         keys = UserKeys(tenant=tenant, user=user)
-        state, has_log = await self._redis.pipeline([("GET", keys.state), ("EXISTS", keys.log)])
-        return await self._fast_weights(keys, state, has_log=bool(has_log))
-
-    async def _fast_weights(self, keys: UserKeys, state: bytes | None, *, has_log: bool) -> FastWeights:
-        if state is not None:
-            return self._states.parsed(keys.state, state)
-        if not has_log:
-            return NOTHING_YET
-        # Some tenths of a second for thousands of events: other users' chats go on meanwhile.
-        history, started = await self._logs.read(keys), time.perf_counter()
-        rebuilt = await asyncio.to_thread(history.fold)
-        self.on_rebuild(time.perf_counter() - started)
-        # A full Redis can't cache it; then it is folded again next time.
-        with suppress(StoreUnavailable):
-            await self._redis.script(
-                CACHE_FOLD, [keys.log, keys.state], rebuilt.revision, rebuilt.model_dump_json(), self._state_seconds
-            )
-        return rebuilt
+        head, _ = await self.folds.read(keys)
+        found, _ = await self.folds.at(head, keys)
+        return found
 
     async def record(self, interaction: Interaction, *, retention_seconds: int) -> None:
         """Keep an interaction for as long as it may be given feedback."""
@@ -142,19 +118,19 @@ class UserStore:
     async def feedback_inputs(
         self, interaction_id: str, *, tenant: str, user: str, other_id: str | None, idempotency_key: str | None
     ) -> FeedbackInputs:
-        """Everything that one feedback is computed from, in one round trip (more where the fold must be rebuilt).
+        """Everything that one feedback is computed from, in one round trip (more where others wrote the fold, or it must be rebuilt).
 
         The interaction is read after the fast weights: what came in between makes `append` refuse, for the log has moved on.
         """
         keys = user_keys(tenant=tenant, user=user)
-        reads = [("GET", keys.state), ("EXISTS", keys.log), ("GET", keys.interaction(interaction_id))]
+        reads: list[Command] = [("GET", keys.interaction(interaction_id))]
         if other_id is not None:
             reads.append(("GET", keys.interaction(other_id)))
         if idempotency_key is not None:
             reads.append(("GET", keys.idempotency(idempotency_key)))
-        state, has_log, found, *more = await self._redis.brief(*reads)
-        fast_weights = await self._fast_weights(keys, state, has_log=bool(has_log))
-        if state is None and has_log:
+        head, (found, *more) = await self.folds.read(keys, *reads)
+        fast_weights, later = await self.folds.at(head, keys)
+        if later:
             found = await self._redis.call("GET", keys.interaction(interaction_id))
         other = more.pop(0) if other_id is not None else None
         return FeedbackInputs(
@@ -191,13 +167,14 @@ class UserStore:
             NotFound: the interaction has expired meanwhile.
         """
         keys = user_keys(tenant=tenant, user=user)
-        names = [keys.log, keys.state, keys.due, keys.optimize, keys.long, keys.users]
+        names = [keys.log, keys.state, keys.user, keys.due, keys.optimize, keys.long, keys.users]
         names.append(keys.idempotency(idempotency_key or ""))
-        folded = after.model_dump_json().encode()
+        cached = self.folds.write(after, keys)
         args: list[str | bytes | int | float] = [
             event.revision,
             event.model_dump_json(),
-            folded,
+            cached.stays,
+            cached.stamp,
             self._state_seconds,
             keys.member,
             user,
@@ -210,13 +187,15 @@ class UserStore:
         if isinstance(event, FeedbackEvent):
             names.append(keys.interaction(event.interaction.id))
             args.append(event.interaction.model_dump_json())
-        outcome, *rest = await self._redis.script(APPEND, names, *args)
+        else:
+            args.append("")
+        outcome, *rest = await self._redis.script(APPEND, names, *args, *cached.fields)
         if outcome == b"conflict":
             raise Conflict("Other feedback of this user came first.", code="log_moved_on")
         if outcome == b"expired":
             raise NotFound("The interaction has expired.")
         if outcome == b"ok":
-            self._states.keep(keys.state, folded, after)
+            self.folds.written(cached, keys)
         return rest[0] if rest else None
 
     async def receipt(self, *, tenant: str, user: str, idempotency_key: str | None) -> bytes | None:

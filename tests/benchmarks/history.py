@@ -34,7 +34,7 @@ from workers.archive import archive_logs
 
 USER = stored.TEMPLATE_USER
 KEYS = UserKeys(tenant=stored.TENANT, user=USER)
-HELD = (KEYS.log, KEYS.state, KEYS.snapshot)
+HELD = (KEYS.log, KEYS.state, KEYS.snapshot, KEYS.user)
 # Of a round.
 FEEDBACKS, CHATS = 24, 12
 RECALLING, NOT_RECALLING = "with recall", "without"

@@ -141,7 +141,7 @@ async def fresh_interactions(numbers: Sequence[int], now: float, state: FastWeig
 async def forgotten(user: str) -> bytes:
     """The command that takes away a user's log and state, so that the stored ones can be written again."""
     tape, keys = Tape(), UserKeys(tenant=TENANT, user=user)
-    await tape.call("DEL", keys.log, keys.state)
+    await tape.call("DEL", keys.log, keys.state, keys.user)
     return tape.packed
 
 

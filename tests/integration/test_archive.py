@@ -17,6 +17,7 @@ from service.store.archives import ArchiveStore
 from service.store.connection import Connection
 from service.store.keys import UserKeys
 from tests.factories import ALICE, give_feedback
+from tests.folds import lose_fold
 from workers.archive import archive_logs, archived, published
 from workers.runner import gather
 
@@ -62,8 +63,7 @@ def put(path: Path, content: bytes | None) -> None:
 
 
 async def refolded(store: Store, redis_url: str) -> FastWeights:
-    with Redis.from_url(redis_url) as redis:
-        redis.delete(KEYS.state)
+    lose_fold(redis_url)
     return await state(store)
 
 
@@ -268,7 +268,7 @@ async def archived_under_older_rules(store: Store, settings: Settings, redis_url
     older = Snapshot(fold=1, state=snapshot.state.model_copy(update={"guidelines": {}}))
     with Redis.from_url(redis_url) as redis:
         redis.set(KEYS.snapshot, older.model_dump_json())
-        redis.delete(KEYS.state)
+    lose_fold(redis_url)
     return right
 
 

@@ -1,7 +1,7 @@
 """The feedback endpoint over real Redis: each signal, each bad input, retries, races, and Redis away."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from service.settings import Settings
 from service.store import Store
 from service.store.connection import Connection
 from service.store.keys import UserKeys
+from service.store.lane import Command
 from tests.conftest import CLIENT_KEY, KEYS, OTHER_TENANT_KEY
 from tests.fakes import MODEL, FakeVllm
+from tests.folds import lose_fold
 from tests.gateway import free_port, gateway_process
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}]}
@@ -200,12 +202,10 @@ async def test_a_lost_cache_is_folded_again_from_the_log(
         await give(client, await chat(client), comment=f"rule {n}", correction=f"wanted {n}")
     before = await items(client)
 
-    keys = UserKeys(tenant="acme", user="alice")
-    with Redis.from_url(redis_url) as redis:
-        assert redis.delete(keys.state) == 1
-        after = await items(client)
-        assert redis.exists(keys.state) == 1
-        redis.delete(keys.state)
+    lose_fold(redis_url)
+    after = await items(client)
+    # It is cached again.
+    lose_fold(redis_url)
     receipt = (await give(client, await chat(client), rating=1)).json()
 
     assert after == before
@@ -219,10 +219,8 @@ class Interrupted(Connection):
         super().__init__(settings.effective_redis_url, timeout_seconds=settings.redis_timeout_seconds)
         self._then: Callable[[], Awaitable[object]] | None = then
 
-    async def pipeline(
-        self, commands: Sequence[Sequence[str | bytes | int | float]], *, atomic: bool = False
-    ) -> list[Any]:
-        replies = await super().pipeline(commands, atomic=atomic)
+    async def brief(self, *commands: Command) -> list[Any]:
+        replies = await super().brief(*commands)
         then, self._then = self._then, None
         if then is not None:
             await then()
@@ -236,8 +234,7 @@ async def test_feedback_that_comes_in_while_another_is_read_for_is_never_overloo
     interaction = await chat(client)
     await give(client, interaction, comment="Be brief.")
     if not cached:
-        with Redis.from_url(redis_url) as redis:
-            redis.delete(UserKeys(tenant="acme", user="alice").state)
+        lose_fold(redis_url)
     slow = Store(Interrupted(settings, lambda: give(client, interaction, comment="Rhyme.")), settings)
 
     inputs = await slow.users.feedback_inputs(

@@ -15,6 +15,7 @@ from service.store.keys import UserKeys
 from service.tokens import Tokens
 from tests.conftest import gateway_client
 from tests.fakes import MODEL, RecordedJobs
+from tests.folds import lose_fold
 from tests.waiting import until
 
 TURNS = [
@@ -97,11 +98,10 @@ async def test_a_user_whose_cache_is_gone_is_served_personalized_from_the_log(
 ) -> None:
     await give(client, (await chat(client)).json()["id"], comment="Be brief.")
     kept = (await chat(client)).json()["id"]
-    with Redis.from_url(redis_url) as redis:
-        assert redis.delete(KEYS.state) == 1
-        with memory_limit(redis_url, percent_used=150):
-            reply = await chat(client)
-            given = await give(client, kept, rating=1)
+    lose_fold(redis_url)
+    with memory_limit(redis_url, percent_used=150):
+        reply = await chat(client)
+        given = await give(client, kept, rating=1)
     assert reply.headers["x-fastslow-context-revision"] == "1"
     assert reply.headers["x-fastslow-degraded"] == "interaction-not-recorded"
     assert (given.status_code, given.json()["context_revision"]) == (200, 2)

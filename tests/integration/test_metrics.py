@@ -17,6 +17,7 @@ from service.tokens import Tokens
 from tests.conftest import gateway_client
 from tests.factories import ALICE, give_feedback, rejected
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
+from tests.folds import lose_fold
 from tests.gateway import free_port
 from tests.jobs import Trainer, active, opened, run, user
 from workers.sweep import sweep
@@ -71,11 +72,10 @@ def test_usage_without_what_the_cache_gave_counts_the_prompt() -> None:
     assert metrics.cached_tokens.collect()[0].samples[0].value == 0
 
 
-async def test_folding_is_timed_for_one_event_and_for_a_whole_log(client: httpx.AsyncClient, store: Store) -> None:
+async def test_folding_is_timed_for_one_event_and_for_a_whole_log(client: httpx.AsyncClient, redis_url: str) -> None:
     reply = (await client.post("/v1/chat/completions", json=CHAT)).json()
     await client.post("/v1/feedback", json={"interaction_id": reply["id"], "comment": "Be brief."})
-    keys = UserKeys(tenant="acme", user="alice")
-    await store.connection.call("DEL", keys.state)
+    lose_fold(redis_url)
     await client.post("/v1/chat/completions", json=CHAT)
     found = await scrape(client)
     assert found['fastslow_fold_seconds_count{work="apply"}'] == 1
