@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from service.domain.context import Context, choose, instructions, left_out, turns
+from service.domain.context import Context, Ranked, instructions, left_out, ranked, turns
 from service.domain.events import Member
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message, last_user_text
@@ -56,7 +56,9 @@ class _Standing:
     wanted: Wanted
     member: Member | None
     budget: int
+    ranked: Ranked
     choice: Choice
+    """With nothing recalled."""
     complete: bool
     """Whether recall has nothing to add."""
 
@@ -87,7 +89,7 @@ class Contexts:
 
     def standing(self, wanted: Wanted) -> Context:
         """What a chat is served with that leaves room for all of it: by the best member, with nothing recalled."""
-        return self._choose(wanted, leading(wanted.state, adapter=wanted.adapter), self._budget_tokens)
+        return self._ranked(wanted, leading(wanted.state, adapter=wanted.adapter), self._budget_tokens).context()
 
     async def for_chat(self, wanted: Wanted, messages: Sequence[Message], *, room: int, seed: int | None) -> Choice:
         """The context of one chat.
@@ -104,16 +106,17 @@ class Contexts:
         similarity = await self.recall.similarities(
             last_user_text(messages), by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user
         )
-        return chosen(self._choose(wanted, member, budget, similarity)) if similarity else found.choice
+        return chosen(found.ranked.context(similarity)) if similarity else found.choice
 
     def _without_recall(self, wanted: Wanted, member: Member | None, budget: int) -> _Standing:
         """As it was chosen for the user's last chat, where nothing that it depends on has changed."""
         key = wanted.tenant, wanted.user
         found = self._last.pop(key, None)
         if found is None or not found.serves(wanted, member, budget):
-            context = self._choose(wanted, member, budget)
+            order = self._ranked(wanted, member, budget)
+            context = order.context()
             complete = not self._left_out(wanted, context, budget)
-            found = _Standing(wanted, member, budget, chosen(context), complete)
+            found = _Standing(wanted, member, budget, order, chosen(context), complete)
         self._last[key] = found
         if len(self._last) > CACHED_CHOICES:
             self._last.popitem(last=False)
@@ -128,16 +131,13 @@ class Contexts:
         count = self._tokens.count
         return left_out(wanted.state, context, absorbed=wanted.absorbed, budget_tokens=budget, count=count)
 
-    def _choose(
-        self, wanted: Wanted, member: Member | None, budget: int, similarity: dict[str, float] | None = None
-    ) -> Context:
-        return choose(
+    def _ranked(self, wanted: Wanted, member: Member | None, budget: int) -> Ranked:
+        return ranked(
             wanted.state,
             absorbed=wanted.absorbed,
             budget_tokens=budget,
             count=self._tokens.count,
             member=member,
-            similarity=similarity,
             priors=wanted.priors,
         )
 

@@ -6,6 +6,7 @@ late is there for the next chat.
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Most exemplars embedded for one chat or feedback, about half a second of one core; the next call does more.
 MAX_COMPUTED = 64
+# Users whose exemplars' vectors are kept at hand, 100 KB each of those who have many.
+CACHED_USERS = 256
 # Chats and feedbacks whose embeddings are under way; past this the model is what everybody waits for.
 MAX_PENDING = 100
 
@@ -38,6 +41,8 @@ class Recall:
         self._timeout_seconds = settings.recall_timeout_seconds
         self._metrics = metrics
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._at_hand: OrderedDict[tuple[str, str], tuple[list[str], Vectors]] = OrderedDict()
+        """By tenant and user: the exemplars' ids, and a row for each."""
 
     async def similarities(
         self, prompt: str, exemplars: Sequence[Exemplar], *, tenant: str, user: str
@@ -91,11 +96,18 @@ class Recall:
     ) -> dict[str, float]:
         # The prompt first: it is all that most chats have to wait for.
         (prompt_D,) = await embedder.embed([prompt])
-        vectors = await self._vectors(embedder, exemplars, tenant=tenant, user=user)
-        if not vectors:
-            return {}
-        cosines = np.stack(list(vectors.values())) @ prompt_D
-        return dict(zip(vectors, cosines.tolist(), strict=True))
+        key, wanted = (tenant, user), [e.id for e in exemplars]
+        known = self._at_hand.pop(key, None)
+        if known is None or known[0] != wanted:
+            vectors = await self._vectors(embedder, exemplars, tenant=tenant, user=user)
+            if not vectors:
+                return {}
+            known = list(vectors), np.stack(list(vectors.values()))
+        self._at_hand[key] = known
+        if len(self._at_hand) > CACHED_USERS:
+            self._at_hand.popitem(last=False)
+        ids, rows_N_D = known
+        return dict(zip(ids, (rows_N_D @ prompt_D).tolist(), strict=True))
 
     async def _remember(self, embedder: Embedder, exemplars: Sequence[Exemplar], *, tenant: str, user: str) -> None:
         # Not the other way round: an earlier feedback's task that is late would drop what a later one's has stored.

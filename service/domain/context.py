@@ -7,25 +7,21 @@ exemplars fit, some room is kept for those of this epoch, so that not every new 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 
-from service.domain.cold_start import offered, posterior
-from service.domain.comments import stances
+from service.domain.cold_start import offered
 from service.domain.events import Member
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import AUTO, Frozen, Message
-from service.domain.items import DECAY, Exemplar, Guideline, Item, ItemT, Prior
+from service.domain.items import Exemplar, Guideline, ItemT, Prior
+from service.domain.ranking import Ranking, without_contradicted
 
-# Under this posterior mean of being helpful an item is no longer rendered: two blames more than praises, say.
-MIN_HELPFUL = 1 / 3
 # An overlong list of guidelines must not crowd out the exemplars, which small models follow better.
 GUIDELINE_SHARE = 0.5
 # Where exemplars are recalled for the prompt, what they may take of the exemplars' room; the rest stays the same from chat to chat.
 RECALL_SHARE = 0.5
-# Of the room of the exemplars that stay, what is kept for those of this epoch, who join at the end. Only when it is used up, or after so
-# many events, older ones make room, several at once: each time vLLM's prefix cache loses all that follows.
-EPOCH_EVENTS = 32
+# Of the room of the exemplars that stay, what is kept for those of this epoch (`Ranking.epoch`), who join at the end. Only when it is used
+# up, or after `EPOCH_EVENTS`, older ones make room, several at once: each time vLLM's prefix cache loses all that follows.
 EPOCH_SHARE = 0.5
 # What a chat template adds around one message, at most, in the templates of the families that vLLM serves.
 TOKENS_AROUND_MESSAGE = 8
@@ -52,80 +48,80 @@ class Context(Frozen):
 
 
 @dataclass(frozen=True)
-class _Ranking:
-    """How the items of one user compete."""
+class Ranked:
+    """How the items of one user stand before a prompt is known; `context` is what is left to do for each."""
 
-    state: FastWeights
-    member: Member | None
-    _weighed: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Each is asked for several times, and a full state has two hundred items."""
+    _ranking: Ranking
+    _budget_tokens: int
+    _guidelines: tuple[Guideline, ...]
+    """Chosen."""
+    _used: int
+    """Tokens that they take."""
+    _wanted: Sequence[Exemplar]
+    """Who gets a place first."""
+    _others: Sequence[Exemplar]
+    """Those that a member leaves out, and recall may bring back."""
+    _cost: Callable[[Exemplar], int]
 
-    def weighed(self, item: Item) -> tuple[float, int]:
-        """Posterior gain of rendering an item, in (-1, 1), negative where it is not worth rendering; revision of its newest support."""
-        found = self._weighed.get(item.id)
-        if found is None:
-            renewed = item.renewed
-            found = self._weighed[item.id] = self._gain(item, renewed), renewed
-        return found
+    def context(self, similarity: Mapping[str, float] | None = None) -> Context:
+        """The items that are worth their tokens.
 
-    def _gain(self, item: Item, renewed: int) -> float:
-        credit = self.state.credit(item.id)
-        if isinstance(item, Prior):
-            return posterior(item, credit, clock=self.state.clock) - MIN_HELPFUL
-        gain = credit.mean() - MIN_HELPFUL
-        return gain * DECAY ** (self.state.revision - renewed) if gain > 0 else gain
-
-    @property
-    def since(self) -> int:
-        """What is newer was said since the population was computed (or just now), so that the next chat must have it."""
-        return self.member.basis if self.member else self.state.revision - 1
-
-    def epoch(self, items: Iterable[ItemT], cost: Callable[[ItemT], int], *, room: int) -> int:
-        """The revision since which items have this room to themselves.
-
-        A new epoch begins when the room is used up, and every `EPOCH_EVENTS`, so that what was long ago decides nothing.
+        Args:
+            similarity: of exemplars to the prompt, by id; with it the nearest of those left out get part of the exemplars' room, or what
+                a member leaves of it.
         """
-        last, used = self.state.revision - 1, 0
-        since = newest = last - last % EPOCH_EVENTS
-        said = ((self.weighed(item)[1], cost(item)) for item in items if item.stated)
-        for renewed, tokens in sorted(entry for entry in said if entry[0] > since):
-            if used and used + tokens > room:
-                since, used = newest, 0
-            newest, used = renewed, used + tokens
-        return since
+        room, member = self._budget_tokens - self._used, self._ranking.member
+        exemplars, recalled, tokens = _exemplars(
+            self._wanted, self._ranking, cost=self._cost, room=room, similarity=similarity
+        )
+        if similarity and member:
+            found, more = _fill(_nearest(self._others, similarity), cost=self._cost, budget=room - tokens)
+            recalled, tokens = [*found[::-1], *recalled], tokens + more
+        return Context(
+            revision=self._ranking.state.revision,
+            member=member.id if member else AUTO,
+            guidelines=self._guidelines,
+            exemplars=self._ranking.rendered(exemplars),
+            recalled=tuple(recalled),
+            tokens=self._used + tokens,
+        )
 
-    def allowed(self, item: Item) -> bool:
-        """Whether it may be rendered at all: the member's choice and what is newer; without a member, what the user said."""
-        if item.pinned:
-            return True
-        if isinstance(item, Prior):
-            chosen = True
-        elif self.member is None:
-            # An inferred guideline must be proven first; a demonstration only stands in for exemplars that are missing.
-            chosen = item.stated or isinstance(item, Exemplar)
-        else:
-            chosen = item.id in self.member.items or self.weighed(item)[1] > self.since
-        return chosen and self.heard(item)
 
-    def heard(self, item: Item) -> bool:
-        """Whether it is worth rendering: not blamed, and not odd unless it was said last."""
-        gain, renewed = self.weighed(item)
-        return gain >= 0 and (item.id not in self.state.odd or renewed == self.state.revision)
-
-    def order(self, items: Iterable[ItemT], cost: Callable[[ItemT], int]) -> list[ItemT]:
-        """Who gets a place first: pinned, then what was said, then fresh, then by gain per token; ties to the newest."""
-        since = self.since
-
-        def place(item: ItemT) -> tuple[bool, bool, bool, float, int, str]:
-            gain, renewed = self.weighed(item)
-            return item.pinned, item.stated, renewed > since, gain / max(cost(item), 1), renewed, item.id
-
-        return sorted(filter(self.allowed, items), key=place, reverse=True)
-
-    def rendered(self, items: Iterable[ItemT]) -> tuple[ItemT, ...]:
-        """In the optimizer's order, then by age."""
-        places = {name: n for n, name in enumerate(self.member.items)} if self.member else {}
-        return tuple(sorted(items, key=lambda i: (places.get(i.id, len(places)), i.born, i.id)))
+def ranked(
+    state: FastWeights,
+    *,
+    absorbed: frozenset[str],
+    budget_tokens: int,
+    count: Count,
+    member: Member | None = None,
+    priors: Sequence[Prior] = (),
+) -> Ranked:
+    """The items of a user in their order, less those that the adapter has absorbed; the arguments are those of `choose`."""
+    ranking = Ranking(state, member)
+    heading = count(GUIDELINES_HEADING) + TOKENS_AROUND_MESSAGE
+    standing = without_contradicted(
+        g for g in (*offered(state, priors), *state.guidelines.values()) if ranking.allowed(g)
+    )
+    guidelines, guideline_tokens = _fill(
+        ranking.order((g for g in standing if g.id not in absorbed), _guideline_cost(count)),
+        cost=_guideline_cost(count),
+        budget=int(budget_tokens * GUIDELINE_SHARE) - heading,
+    )
+    cost = _once_for_each(_exemplar_cost(count))
+    wanted = ranking.order((x for x in state.exemplars.values() if x.id not in absorbed), cost)
+    ids = absorbed.union(x.id for x in wanted)
+    others = (
+        [x for x in state.exemplars.values() if x.stated and x.id not in ids and ranking.heard(x)] if member else []
+    )
+    return Ranked(
+        ranking,
+        budget_tokens,
+        ranking.rendered(guidelines),
+        guideline_tokens + heading if guidelines else 0,
+        _one_of_each(wanted),
+        others,
+        cost,
+    )
 
 
 def choose(
@@ -145,46 +141,22 @@ def choose(
         budget_tokens: most tokens that the rendered context may take, the template's own around each message included.
         count: tokens of a text under the served model's tokenizer.
         member: the population's member that serves; None lets all items compete.
-        similarity: of exemplars to the prompt, by id; with it the nearest of those left out get part of the exemplars' room, or what
-            a member leaves of it.
+        similarity: as `Ranked.context` takes it.
         priors: guidelines of other users, for one who has said little.
     """
-    ranking = _Ranking(state, member)
-    heading = count(GUIDELINES_HEADING) + TOKENS_AROUND_MESSAGE
-    standing = without_contradicted(
-        g for g in (*offered(state, priors), *state.guidelines.values()) if ranking.allowed(g)
-    )
-    guidelines, guideline_tokens = _fill(
-        ranking.order((g for g in standing if g.id not in absorbed), _guideline_cost(count)),
-        cost=_guideline_cost(count),
-        budget=int(budget_tokens * GUIDELINE_SHARE) - heading,
-    )
-    used = guideline_tokens + heading if guidelines else 0
-    wanted = ranking.order((x for x in state.exemplars.values() if x.id not in absorbed), _exemplar_cost(count))
-    exemplars, recalled, exemplar_tokens = _exemplars(
-        _one_of_each(wanted), ranking, cost=_exemplar_cost(count), room=budget_tokens - used, similarity=similarity
-    )
-    if similarity and member:
-        others = (x for x in state.exemplars.values() if x.stated and x not in wanted and ranking.heard(x))
-        nearest = sorted(
-            (x for x in others if x.id in similarity), key=lambda x: (similarity[x.id], x.id), reverse=True
-        )
-        spare = budget_tokens - used - exemplar_tokens
-        found, more = _fill((x for x in nearest if x.id not in absorbed), cost=_exemplar_cost(count), budget=spare)
-        recalled, exemplar_tokens = [*found[::-1], *recalled], exemplar_tokens + more
-    return Context(
-        revision=state.revision,
-        member=member.id if member else AUTO,
-        guidelines=ranking.rendered(guidelines),
-        exemplars=ranking.rendered(exemplars),
-        recalled=tuple(recalled),
-        tokens=used + exemplar_tokens,
-    )
+    found = ranked(state, absorbed=absorbed, budget_tokens=budget_tokens, count=count, member=member, priors=priors)
+    return found.context(similarity)
+
+
+def _nearest(exemplars: Iterable[Exemplar], similarity: Mapping[str, float]) -> list[Exemplar]:
+    """Those whose likeness to the prompt is known, the nearest first."""
+    known = (x for x in exemplars if x.id in similarity)
+    return sorted(known, key=lambda x: (similarity[x.id], x.id), reverse=True)
 
 
 def _exemplars(
     wanted: Sequence[Exemplar],
-    ranking: _Ranking,
+    ranking: Ranking,
     *,
     cost: Callable[[Exemplar], int],
     room: int,
@@ -205,7 +177,7 @@ def _exemplars(
     ids = {x.id for x in staying}
     left = [x for x in wanted if x.id not in ids]
     if similarity:
-        left = sorted((x for x in left if x.id in similarity), key=lambda x: (similarity[x.id], x.id), reverse=True)
+        left = _nearest(left, similarity)
     rest, more = _fill(left, cost=cost, budget=room - tokens)
     return staying, rest[::-1], tokens + more
 
@@ -220,34 +192,21 @@ def left_out(
     return [x for x in others if cost(x) <= spare]
 
 
-def without_contradicted(guidelines: Iterable[Guideline]) -> list[Guideline]:
-    """The guidelines that no later one contradicts ("shorter" after "more detail"). What is inferred gives way to what was said.
-
-    Nothing is deleted: when the later one is retracted, the older one is back.
-    """
-    guidelines = list(guidelines)
-    newest: dict[str, Guideline] = {}
-    for g in sorted(guidelines, key=_authority):
-        for axis in _stances(g.text):
-            newest[axis] = g
-    return [
-        g
-        for g in guidelines
-        if g.pinned or all(_stances(newest[axis].text)[axis] == value for axis, value in _stances(g.text).items())
-    ]
-
-
-def _authority(guideline: Guideline) -> tuple[bool, bool, int, str]:
-    return (guideline.pinned, guideline.stated, guideline.renewed, guideline.id)
-
-
-@lru_cache(4096)
-def _stances(text: str) -> dict[str, str]:
-    return stances(text)
-
-
 def _guideline_cost(count: Count) -> Callable[[Guideline], int]:
     return lambda g: count(g.text) + TOKENS_AROUND_GUIDELINE
+
+
+def _once_for_each(cost: Callable[[ItemT], int]) -> Callable[[ItemT], int]:
+    """The same cost, asked for once for each item."""
+    known: dict[str, int] = {}
+
+    def cached(item: ItemT) -> int:
+        found = known.get(item.id)
+        if found is None:
+            found = known[item.id] = cost(item)
+        return found
+
+    return cached
 
 
 def _exemplar_cost(count: Count) -> Callable[[Exemplar], int]:

@@ -11,7 +11,6 @@ Edits by hand (`edits.py`) and the optimizer's results (`population.py`) are eve
 from collections.abc import Iterable
 
 from service.domain.comments import guideline_text
-from service.domain.context import without_contradicted
 from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of, in_common, is_odd
 from service.domain.edits import edited
 from service.domain.events import EditEvent, Event
@@ -35,6 +34,7 @@ from service.domain.items import (
     unsupported,
 )
 from service.domain.population import repopulated
+from service.domain.ranking import without_contradicted
 
 
 def guideline_of(signals: Signals) -> Guideline | None:

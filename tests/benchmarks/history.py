@@ -28,7 +28,7 @@ from service.store.keys import UserKeys
 from service.tokens import load_tokens
 from tests.benchmarks import processes, stored
 from tests.benchmarks.load import http_request, load
-from tests.benchmarks.material import Caller, headers, said
+from tests.benchmarks.material import Caller, headers, numbers, said
 from tests.benchmarks.stats import Round, percentile
 from workers.archive import archive_logs
 
@@ -82,6 +82,8 @@ class Lives:
         self._redis = redis
         self._settings = settings
         self._key = key
+        self._lines = numbers()
+        """No question is asked twice, for its embedding would be remembered."""
 
     async def live(self, lengths: Sequence[int], progress: Progress) -> None:
         """Give feedback up to the longest history."""
@@ -132,7 +134,7 @@ class Lives:
     def _chats(self, gateway: processes.Service) -> float:
         """The median overhead of a round's chats, milliseconds."""
         caller = Caller(gateway.port, self._key)
-        return median(caller.overhead_ms(USER, f"Line {n}?") for n in range(CHATS))
+        return median(caller.overhead_ms(USER, f"When does line {next(self._lines)} leave?") for _ in range(CHATS))
 
     async def _feedbacks(self, length: int) -> tuple[Round, float]:
         """A round's feedbacks, and the gateway's CPU time for them."""

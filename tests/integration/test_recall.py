@@ -94,6 +94,22 @@ async def test_an_exemplar_is_embedded_once_and_expires_as_a_cache(
         assert client.hstrlen(key, "x1") == 768
 
 
+async def test_vectors_are_at_hand_while_the_exemplars_stay_the_same(
+    recall: Recall, embedder: FakeEmbedder, redis_url: str
+) -> None:
+    two = [exemplar("x1", EGGS), exemplar("x2", TAXES)]
+    first = await recall.similarities("boil", two, **ALICE)
+    with Redis.from_url(redis_url) as client:
+        client.delete(UserKeys(**ALICE).embeddings("words"))
+    assert await recall.similarities("boil", two, **ALICE) == first
+    assert embedder.texts.count(EGGS) == 1
+    # Another user's with the same names are not taken for hers, nor hers for others that she has by now.
+    assert await recall.similarities("boil", two, **(ALICE | {"user": "bob"})) == pytest.approx(first, abs=1e-3)
+    fewer = await recall.similarities("boil", two[1:], **ALICE)
+    assert list(fewer or ()) == ["x2"]
+    assert embedder.texts.count(TAXES) == 3
+
+
 async def test_feedback_leaves_the_embeddings_of_what_the_user_has_now(
     recall: Recall, embedder: FakeEmbedder, redis_url: str
 ) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import NamedTuple
 
-from service.domain.context import Context, Count, choose, without_contradicted
+from service.domain.context import Context, Count, choose
 from service.domain.events import Member, PopulationEvent
 from service.domain.fast_weights import FastWeights
 from service.domain.items import Exemplar, Guideline, Item, guideline_id
 from service.domain.population import member_id, repopulated
+from service.domain.ranking import without_contradicted
 from workers.consolidation.dataset import Example, without_own
 
 # What a rendered token costs, in nats per token of a reply: a full context of 512 tokens must gain 0.05 over an empty one.
