@@ -98,7 +98,7 @@ class Contexts:
             room: tokens that the conversation and its reply leave.
             seed: the request's own; the same request with the same fast weights gets the same context.
         """
-        member = draw(wanted.state, adapter=wanted.adapter, seed=request_seed(wanted, messages, seed))
+        member = draw(wanted.state, adapter=wanted.adapter, seed=lambda: request_seed(wanted, messages, seed))
         budget = min(self._budget_tokens, room)
         found = self._without_recall(wanted, member, budget)
         if found.complete:

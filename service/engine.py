@@ -7,9 +7,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 
@@ -18,7 +19,7 @@ from service.errors import EngineUnavailable, UpstreamRejected
 from service.replicas import BUSY_SECONDS, Replica, Replicas
 from service.replies import away, begun, refusal, whole
 from service.settings import Settings
-from service.tracing import span
+from service.tracing import Span, span
 from service.upstream import Limits, Reply, Upstream
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,35 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+class _Asked(Generic[T]):
+    """A request at one replica. Its block gets what was read first, and what is left of the reply can be read until it ends."""
+
+    first: T
+
+    def __init__(self, upstream: Upstream, replica: Replica, part: Span) -> None:
+        self._upstream = upstream
+        self._replica = replica
+        self._part = part
+        self.reply: Reply | None = None
+        part.__enter__()
+        replica.in_flight += 1
+
+    def close(self, error: BaseException | None) -> None:
+        """Nothing more is read; a reply that is not complete is broken off."""
+        self._replica.in_flight -= 1
+        if self.reply is not None:
+            self._upstream.give_back(self.reply)
+        self._part.__exit__(type(error) if error else None, error, None)
+
+    def __enter__(self) -> T:
+        return self.first
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(error)
+
+
 class VllmEngine:
     """`Engine` over HTTP."""
 
@@ -164,8 +194,7 @@ class VllmEngine:
         self.replicas = Replicas(settings.request_urls, settings)
 
     async def complete(self, body: dict[str, Any], *, request_id: str, affinity: str = "") -> dict[str, Any]:
-        async with AsyncExitStack() as stack:
-            read = await self._ask(stack, whole, CHAT_PATH, body, request_id=request_id, affinity=affinity)
+        with await self._ask(whole, CHAT_PATH, body, request_id=request_id, affinity=affinity) as read:
             reply: dict[str, Any] = orjson.loads(read)
             return reply
 
@@ -173,8 +202,8 @@ class VllmEngine:
     async def stream(
         self, body: dict[str, Any], *, request_id: str, affinity: str = ""
     ) -> AsyncIterator[AsyncIterator[list[bytes]]]:
-        async with AsyncExitStack() as stack:
-            yield await self._ask(stack, begun, CHAT_PATH, body, request_id=request_id, affinity=affinity)
+        with await self._ask(begun, CHAT_PATH, body, request_id=request_id, affinity=affinity) as events:
+            yield events
 
     async def score(
         self, items: Sequence[Candidates], *, model: str, cache_salt: str, request_id: str, affinity: str = ""
@@ -188,8 +217,7 @@ class VllmEngine:
             for item in items
         ]
         body = {"model": model, "cache_salt": cache_salt, "items": bodies}
-        async with AsyncExitStack() as stack:
-            read = await self._ask(stack, whole, SCORE_PATH, body, request_id=request_id, affinity=affinity)
+        with await self._ask(whole, SCORE_PATH, body, request_id=request_id, affinity=affinity) as read:
             scores = orjson.loads(read)["scores"]
         return [[Score(**score) for score in replies] for replies in scores]
 
@@ -224,8 +252,7 @@ class VllmEngine:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         }
-        async with AsyncExitStack() as stack:
-            read = await self._ask(stack, whole, COMPLETIONS_PATH, body, request_id=request_id, affinity=affinity)
+        with await self._ask(whole, COMPLETIONS_PATH, body, request_id=request_id, affinity=affinity) as read:
             choices = sorted(orjson.loads(read)["choices"], key=lambda choice: choice["index"])
         return [Sampled(tuple(c["token_ids"]), tuple(c["logprobs"]["token_logprobs"])) for c in choices]
 
@@ -240,7 +267,7 @@ class VllmEngine:
     async def _preload(self, adapter: str, replica: Replica) -> None:
         body = orjson.dumps({"model": adapter, "prompt": "."})
         try:
-            async with self._asked(replica, TOKENIZE_PATH, body, adapter, whole, {}):
+            with await self._asked(replica, TOKENIZE_PATH, body, adapter, whole, {}):
                 log.info("%s is loaded at %s", adapter, replica.url)
         except (EngineUnavailable, UpstreamRejected) as error:
             log.warning("%s is not loaded at %s yet: %s", adapter, replica.url, error)
@@ -251,16 +278,9 @@ class VllmEngine:
         return min(known, default=None)
 
     async def _ask(
-        self,
-        stack: AsyncExitStack,
-        begin: Begin[T],
-        path: str,
-        body: dict[str, Any],
-        *,
-        request_id: str,
-        affinity: str,
-    ) -> T:
-        """What `begin` reads of the first replica that answers, of two that are asked; the rest can be read until the stack is left.
+        self, begin: Begin[T], path: str, body: dict[str, Any], *, request_id: str, affinity: str
+    ) -> "_Asked[T]":
+        """The first replica that answers, of two that are asked.
 
         Raises:
             EngineUnavailable: neither can answer.
@@ -271,7 +291,7 @@ class VllmEngine:
         problem: EngineUnavailable | UpstreamRejected | None = None
         for replica in (await self.replicas.order(affinity or request_id, model))[:TRIES]:
             try:
-                return await stack.enter_async_context(self._asked(replica, path, data, model, begin, headers))
+                return await self._asked(replica, path, data, model, begin, headers)
             except (EngineUnavailable, UpstreamRejected) as error:
                 if isinstance(error, UpstreamRejected) and error.status != 404:
                     raise
@@ -281,39 +301,29 @@ class VllmEngine:
         assert problem is not None, "there is a replica to ask"
         raise problem
 
-    @asynccontextmanager
     async def _asked(
-        self,
-        replica: Replica,
-        path: str,
-        data: bytes,
-        model: str,
-        begin: Begin[T],
-        headers: dict[str, str],
-    ) -> AsyncIterator[T]:
+        self, replica: Replica, path: str, data: bytes, model: str, begin: Begin[T], headers: dict[str, str]
+    ) -> "_Asked[T]":
         """One replica's answer, as far as `begin` reads it."""
-        with span("vllm", kind="client", url__full=f"{replica.url}{path}", gen_ai__request__model=model) as part:
-            replica.in_flight += 1
-            response: Reply | None = None
-            try:
-                try:
-                    response = await self._upstream.request(
-                        "POST", f"{replica.url}{path}", data, headers | part.carrier(), under_way=replica.under_way
-                    )
-                    if response.status != 200:
-                        raise refusal(response.status, await response.read())
-                    first = await begin(response)
-                except (OSError, EngineUnavailable, UpstreamRejected) as error:
-                    problem = away(error) if isinstance(error, OSError) else error
-                    self._note(replica, model, problem, response.status if response else None)
-                    raise problem from error
-                replica.answered += 1
-                replica.failures = 0
-                yield first
-            finally:
-                replica.in_flight -= 1
-                if response is not None:
-                    self._upstream.give_back(response)
+        part = span("vllm", kind="client", url__full=f"{replica.url}{path}", gen_ai__request__model=model)
+        asked: _Asked[T] = _Asked(self._upstream, replica, part)
+        try:
+            asked.reply = await self._upstream.request(
+                "POST", f"{replica.url}{path}", data, headers | part.carrier(), under_way=replica.under_way
+            )
+            if asked.reply.status != 200:
+                raise refusal(asked.reply.status, await asked.reply.read())
+            asked.first = await begin(asked.reply)
+        except BaseException as error:
+            asked.close(error)
+            if not isinstance(error, (OSError, EngineUnavailable, UpstreamRejected)):
+                raise
+            problem = away(error) if isinstance(error, OSError) else error
+            self._note(replica, model, problem, asked.reply.status if asked.reply else None)
+            raise problem from error
+        replica.answered += 1
+        replica.failures = 0
+        return asked
 
     def _note(
         self, replica: Replica, model: str, error: EngineUnavailable | UpstreamRejected, status: int | None

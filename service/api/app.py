@@ -151,7 +151,8 @@ class RequestFrame:
         # Its own: not every server copies what the lifespan left there.
         own = {"request_id": request_id, "started": time.perf_counter(), "headers": headers, "ended": ended}
         scope["state"] = scope.get("state", {}) | own
-        loop, sending, taking = asyncio.get_running_loop(), Patience(), Patience()
+        # One for both: nothing is sent while it is waited for the body.
+        loop, patience = asyncio.get_running_loop(), Patience()
         body_until = loop.time() + self._send_seconds
         received, complete = 0, False
 
@@ -160,7 +161,7 @@ class RequestFrame:
             if complete:
                 return await receive()
             try:
-                message = await sending.wait(receive(), until=body_until)
+                message = await patience.wait(receive(), until=body_until)
             except OutOfPatience:
                 raise self._too_slow() from None
             complete = not message.get("more_body", False)
@@ -175,7 +176,7 @@ class RequestFrame:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *own_headers]
                 own["status"] = message["status"]
                 self._count(scope, message["status"])
-            await taking.wait(send(message), until=loop.time() + self._take_seconds)
+            await patience.wait(send(message), until=loop.time() + self._take_seconds)
 
         try:
             declared = Headers(scope=scope).get("content-length", "0")
@@ -194,8 +195,7 @@ class RequestFrame:
                 self._count(scope, FastslowError.status)
             raise
         finally:
-            sending.close()
-            taking.close()
+            patience.close()
             for end in ended:
                 end()
 

@@ -92,7 +92,8 @@ def _most_tokens(body: ChatRequest, serving: Serving) -> int:
 
 
 def _sampling(body: ChatRequest) -> dict[str, Any]:
-    return body.model_dump(include=PASSED_ON, exclude_none=True)
+    given = PASSED_ON & body.model_fields_set
+    return body.model_dump(include=given, exclude_none=True) if given else {}
 
 
 def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:

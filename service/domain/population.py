@@ -1,6 +1,7 @@
 """A user's population of contexts: what the optimizer leaves, and which member a chat draws."""
 
 import random
+from collections.abc import Callable
 
 from service.domain.events import Member, PopulationEvent
 from service.domain.fast_weights import MAX_GUIDELINES, FastWeights, Population, bounded, remembered
@@ -23,17 +24,17 @@ def leading(state: FastWeights, *, adapter: str) -> Member | None:
     return next(iter(state.population_under(adapter).members), None)
 
 
-def draw(state: FastWeights, *, adapter: str, seed: bytes) -> Member | None:
+def draw(state: FastWeights, *, adapter: str, seed: Callable[[], bytes]) -> Member | None:
     """The member that serves a chat, by Thompson sampling: one draw from each member's Beta posterior, the highest serves.
 
     Args:
         adapter: the version in use, or `base`: members are judged under one.
-        seed: what the draw depends on besides the state: the same seed and state give the same member.
+        seed: tells what the draw depends on besides the state, where there is a choice: the same seed and state give the same member.
     """
     members = state.population_under(adapter).members
     if len(members) < 2:
         return members[0] if members else None
-    source = random.Random(seed)
+    source = random.Random(seed())
 
     def sample(member: Member) -> float:
         credit = state.credit(member.id)
