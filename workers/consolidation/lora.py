@@ -9,9 +9,11 @@ Letters: U slots, N numbers of one adapter, B rows of a batch, T tokens, D and O
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +26,8 @@ from torch.nn import functional
 from service.settings import Settings
 from workers.consolidation.base import Base
 
+# `model.layers.7` of `model.layers.7.mlp.up_proj`.
+BLOCK = re.compile(r"^(.*?\.\d+)\..*$")
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
@@ -68,6 +72,7 @@ class LoraStack:
         self.slots = slots
         self._base = base
         self._layers = layers
+        self._blocks = _blocks(layers)
         self._sizes = [size for layer in layers.values() for size in _sizes(layer, shape.rank)]
         fresh_N = _fresh(layers, shape.rank, seed=seed)
         self.weights_U_N = nn.Parameter(fresh_N.expand(slots, -1).contiguous().to(base.device))
@@ -160,30 +165,54 @@ class LoraStack:
         active = self._active
         if active is None:
             return layer(x)
-        a, b = active.parts[2 * number], active.parts[2 * number + 1]
+        a, b = active.matrices(number)
         if active.slots_B is None:
             a_R_D, b_O_R = a.view(-1, layer.in_features), b.view(layer.out_features, -1)
             found = LowRank.apply(x.flatten(0, -2), layer.weight, layer.bias, *_as(x, a_R_D, b_O_R), self.shape.scaling)
             return found.view(*x.shape[:-1], -1)
-        # Not by an index in brackets, whose gradient takes several times as long.
-        a_B_R_D = a.view(len(a), -1, layer.in_features).index_select(0, active.slots_B)
-        b_B_O_R = b.view(len(b), layer.out_features, -1).index_select(0, active.slots_B)
+        a_B_R_D = a.unflatten(1, (-1, layer.in_features))
+        b_B_O_R = b.unflatten(1, (layer.out_features, -1))
         return LowRank.apply(x, layer.weight, layer.bias, *_as(x, a_B_R_D, b_B_O_R), self.shape.scaling)
 
     def _activated(self, slots: int | Sequence[int]) -> "_Active":
-        # One split for all layers: its gradient is one concatenation, where a view for each would be a whole tensor of zeros each.
         if isinstance(slots, int):
-            return _Active(self.weights_U_N[slots].split(self._sizes), None)
-        return _Active(
-            self.weights_U_N.split(self._sizes, dim=1), torch.as_tensor(list(slots), device=self.weights_U_N.device)
-        )
+            return _Active(self._blocks, self._sizes, self.weights_U_N[slots], None)
+        slots_B = torch.as_tensor(list(slots), device=self.weights_U_N.device)
+        return _Active(self._blocks, self._sizes, self.weights_U_N, slots_B)
 
 
-@dataclass(frozen=True)
 class _Active:
-    parts: tuple[Tensor, ...]
-    """A and B of each layer in turn, flat, of one slot or of all."""
-    slots_B: Tensor | None
+    """The matrices of one slot, or those of each row's, block by block.
+
+    Args:
+        blocks: how many layers each has that are computed one after the other.
+        sizes: of A and B of each layer in turn.
+        weights: of one slot, or of all.
+        slots_B: None for one slot.
+    """
+
+    def __init__(self, blocks: Sequence[int], sizes: Sequence[int], weights: Tensor, slots_B: Tensor | None) -> None:
+        self.slots_B = slots_B
+        starts = [0, *accumulate(blocks)]
+        self._sizes = [list(sizes[2 * first : 2 * last]) for first, last in pairwise(starts)]
+        # One split for all blocks: its gradient is one concatenation, where a view for each would be a whole tensor of zeros each.
+        self._weights = weights.split([sum(block) for block in self._sizes], dim=-1)
+        self._places = [(block, number) for block, count in enumerate(blocks) for number in range(count)]
+        self._block = -1
+        self._parts: tuple[Tensor, ...] = ()
+
+    def matrices(self, number: int) -> tuple[Tensor, Tensor]:
+        """A and B of a layer, flat, of one slot or of each row."""
+        block, place = self._places[number]
+        # A block's first layer always gathers, so that a block that is computed again does all that it did before.
+        if place == 0 or block != self._block:
+            self._block = block
+            found = self._weights[block]
+            if self.slots_B is not None:
+                # Not by an index in brackets, whose gradient takes several times as long.
+                found = found.index_select(0, self.slots_B)
+            self._parts = found.split(self._sizes[block], dim=-1)
+        return self._parts[2 * place], self._parts[2 * place + 1]
 
 
 class _StackedLinear(nn.Module):
@@ -212,22 +241,29 @@ class LowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
         y, low = functional.linear(x, weight, bias), x @ a.mT
+        # The smallest tensor of all is scaled.
+        low *= scaling
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = scaling
-        return _add_product(y, low, b.mT, scaling)
+        return _add_product(y, low, b.mT)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         of_low = gradient @ b
         of_low *= ctx.scaling
-        of_x = _add_product(gradient @ weight, of_low, a, 1.0) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_low.mT @ x, ctx.scaling * (gradient.mT @ low), None
+        of_x = _add_product(gradient @ weight, of_low, a) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.mT @ x, gradient.mT @ low, None
 
 
-def _add_product(y: Tensor, left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """y += scaling * left @ right, in place."""
-    return y.addmm_(left, right, alpha=scaling) if y.dim() == 2 else y.baddbmm_(left, right, alpha=scaling)
+def _add_product(y: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """y += left @ right, in place."""
+    return y.addmm_(left, right) if y.dim() == 2 else y.baddbmm_(left, right)
+
+
+def _blocks(layers: Iterable[str]) -> list[int]:
+    """How many of the layers, one after the other, are of the same block of the model: the path to it ends in a number."""
+    return [len(list(names)) for _, names in groupby(layers, lambda name: BLOCK.sub(r"\1", name))]
 
 
 def _as(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
