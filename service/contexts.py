@@ -144,7 +144,7 @@ class Contexts:
 
 def chosen(context: Context) -> Choice:
     """A context as messages."""
-    shown = tuple(message.model_dump(exclude_none=True) for message in turns(context))
+    shown = tuple(message.sent() for message in turns(context))
     return Choice(context, instructions(context), shown)
 
 

@@ -210,7 +210,7 @@ class VllmEngine:
     ) -> list[list[Score]]:
         bodies = [
             {
-                "messages": [message.model_dump(exclude_none=True) for message in item.messages],
+                "messages": [message.sent() for message in item.messages],
                 "replies": item.replies,
                 "ended": item.ended,
             }

@@ -4,7 +4,6 @@ Degrade, never lie: without Redis the base serves unpersonalized, without its ad
 such step is named in the plan, in the reply's headers and in the metrics.
 """
 
-import hashlib
 import hmac
 import logging
 import time
@@ -186,7 +185,7 @@ class Serving:
 
     def cache_salt(self, tenant: str, user: str | None) -> str:
         """Keeps users apart in vLLM's prefix cache: an HMAC, so that nobody can compute another's."""
-        return hmac.new(self._salt_key, f"{tenant}\0{user or ''}".encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._salt_key, f"{tenant}\0{user or ''}".encode(), "sha256").hex()
 
     def adapter_failed(self, adapter: str, error: Exception) -> None:
         """vLLM could not serve an adapter: the base does for a while."""
@@ -293,4 +292,4 @@ def rendered(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _sent(messages: list[Message]) -> list[dict[str, Any]]:
-    return [message.model_dump(exclude_none=True) for message in messages]
+    return [message.sent() for message in messages]

@@ -92,8 +92,8 @@ def _most_tokens(body: ChatRequest, serving: Serving) -> int:
 
 
 def _sampling(body: ChatRequest) -> dict[str, Any]:
-    given = PASSED_ON & body.model_fields_set
-    return body.model_dump(include=given, exclude_none=True) if given else {}
+    given = ((name, getattr(body, name)) for name in PASSED_ON & body.model_fields_set)
+    return {name: value for name, value in given if value is not None}
 
 
 def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:

@@ -8,6 +8,7 @@ exemplars fit, some room is kept for those of this epoch, so that not every new 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.domain.cold_start import offered
 from service.domain.events import Member
@@ -42,7 +43,7 @@ class Context(Frozen):
     """What fills the room that is left: chosen for this prompt, nearest last; or, where likeness is not known, the next best."""
     tokens: int = 0
 
-    @property
+    @cached_property
     def items(self) -> tuple[str, ...]:
         return tuple(item.id for item in (*self.guidelines, *self.exemplars, *self.recalled))
 

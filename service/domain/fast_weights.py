@@ -39,6 +39,9 @@ class Population(Frozen):
     members: tuple[Member, ...] = ()
 
 
+NO_POPULATION = Population()
+
+
 class FastWeights(Frozen):
     """The fold of a user's log up to `revision`."""
 
@@ -66,11 +69,11 @@ class FastWeights(Frozen):
     @property
     def population(self) -> Population:
         """The newest."""
-        return self.populations[-1] if self.populations else Population()
+        return self.populations[-1] if self.populations else NO_POPULATION
 
     def population_under(self, adapter: str) -> Population:
         """The one for an adapter version, empty if there is none."""
-        return next((p for p in self.populations if p.adapter == adapter), Population())
+        return next((p for p in self.populations if p.adapter == adapter), NO_POPULATION)
 
     def under(self, adapter: str) -> Self:
         """The same with no population but that of an adapter version: as a chat that it serves sees them."""

@@ -36,6 +36,12 @@ class Message(Frozen):
     role: str
     content: str | None = None
 
+    def sent(self) -> dict[str, Any]:
+        """As vLLM takes it."""
+        if self.content is None or self.model_extra:
+            return self.model_dump(exclude_none=True)
+        return {"role": self.role, "content": self.content}
+
 
 def last_user_text(messages: Sequence[Message]) -> str:
     """The text of the last user message, empty if there is none."""

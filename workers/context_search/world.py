@@ -73,7 +73,7 @@ class OnVllm:
     async def reply(self, model: str, messages: Sequence[Message], *, max_tokens: int) -> str:
         body = {
             "model": model,
-            "messages": [message.model_dump(exclude_none=True) for message in messages],
+            "messages": [message.sent() for message in messages],
             "max_tokens": max_tokens,
             "temperature": 0,
             "cache_salt": self._salt,
