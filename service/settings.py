@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     # -- recall -------------------------------------------------------------------------------------------------------
     recall: bool = True
     """Where a user's exemplars don't all fit, choose among them by their likeness to the prompt (needs the extra `recall`)."""
-    # A chat's prompt takes 5 to 50 ms to embed; past this the chat is served without.
+    # A chat's prompt takes 2 to 20 ms to embed; past this the chat is served without.
     recall_timeout_seconds: float = Field(0.25, gt=0)
 
     # -- optimizing contexts ------------------------------------------------------------------------------------------
