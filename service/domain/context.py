@@ -8,7 +8,6 @@ exemplars fit, some room is kept for those of this epoch, so that not every new 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from service.domain.cold_start import offered
 from service.domain.events import Member
@@ -43,7 +42,7 @@ class Context(Frozen):
     """What fills the room that is left: chosen for this prompt, nearest last; or, where likeness is not known, the next best."""
     tokens: int = 0
 
-    @cached_property
+    @property
     def items(self) -> tuple[str, ...]:
         return tuple(item.id for item in (*self.guidelines, *self.exemplars, *self.recalled))
 
