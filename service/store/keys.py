@@ -6,7 +6,7 @@ never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
 opted-in, budgets, base, norms.
-All else is a cache or expires: state, embeddings, int, idem, confirm, job, lease, optimizing, and the buckets of rate limits.
+All else is a cache or expires: fold, embeddings, int, idem, confirm, job, lease, optimizing, and the buckets of rate limits.
 """
 
 import hashlib
@@ -111,6 +111,7 @@ class UserKeys:
         self.optimize = optimize(self.bucket)
         self.optimizing = in_bucket(self.bucket, f"optimizing:{self._id}")
         self.user = in_bucket(self.bucket, f"user:{self._id}")
+        """Hash of the user's `cohort`, and of `head`, the stamp of the log's last event."""
         self.confirm = in_bucket(self.bucket, "confirm")
         self.due = due(self.bucket)
         self.users = users_index(self.bucket, tenant)
