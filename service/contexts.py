@@ -18,8 +18,8 @@ from service.recall import Recall
 from service.settings import Settings
 from service.tokens import Tokens
 
-# Of the users whose chats come again before these many others'. A quarter of a megabyte each of those with a full history, their fast weights
-# counted, which stay in memory as long as this does.
+# Of the users whose chats come again before these many others'. A quarter of a megabyte each of those with a full history, their fast
+# weights counted, which stay in memory as long as this does.
 CACHED_CHOICES = 1024
 
 
