@@ -180,9 +180,10 @@ def int8(model: Path) -> bytes:
     content = _quantized(model)
     with suppress(OSError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, prefix=cached.name, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(cached)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
+            made = Path(aside) / cached.name
+            made.write_bytes(content)
+            made.replace(cached)
     return content
 
 

@@ -314,13 +314,14 @@ class VllmEngine:
             if asked.reply.status != 200:
                 raise refusal(asked.reply.status, await asked.reply.read())
             asked.first = await begin(asked.reply)
-        except BaseException as error:
-            asked.close(error)
-            if not isinstance(error, (OSError, EngineUnavailable, UpstreamRejected)):
-                raise
+        except (OSError, EngineUnavailable, UpstreamRejected) as error:
             problem = away(error) if isinstance(error, OSError) else error
             self._note(replica, model, problem, asked.reply.status if asked.reply else None)
+            asked.close(problem)
             raise problem from error
+        except BaseException as error:
+            asked.close(error)
+            raise
         replica.answered += 1
         replica.failures = 0
         return asked

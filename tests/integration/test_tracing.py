@@ -101,6 +101,15 @@ async def test_no_span_holds_what_a_user_said_or_who_it_is(
     assert "alice" not in everything
 
 
+async def test_a_vllm_that_is_away_fails_its_span_by_the_error_that_the_client_gets(
+    traced: Settings, tokens: Tokens, collector: Collector
+) -> None:
+    away = traced.model_copy(update={"vllm_url": "http://127.0.0.1:1"})
+    async with traced_client(away, tokens) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 503
+    assert collector.named("vllm").failed == "EngineUnavailable"
+
+
 async def test_a_trace_that_the_client_does_not_record_is_passed_on_and_not_recorded(
     traced: Settings, tokens: Tokens, collector: Collector, vllm: FakeVllm
 ) -> None:

@@ -52,6 +52,17 @@ def test_each_row_computes_with_its_own_adapter(tiny_base, shape):
         assert not torch.allclose(together[0], logits(tiny_base, stack, 0)[0], atol=1e-2)
 
 
+def test_the_matrices_of_a_block_are_gathered_at_once(tiny_base, shape):
+    def gathers(slots):
+        with torch.profiler.profile() as profile:
+            logits(tiny_base, stack, slots)
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::index_select")
+
+    with LoraStack.attached(tiny_base, shape, slots=3) as stack:
+        assert gathers([2, 0, 1]) - gathers(None) == tiny_base.model.config.num_hidden_layers
+        assert gathers(1) == gathers(None)
+
+
 def test_no_gradient_crosses_from_one_users_loss_to_anothers_adapter(tiny_base, shape):
     slots = [0, 1, 0]
     with LoraStack.attached(tiny_base, shape, slots=3) as stack:
