@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where the CPU build of torch is, if pip's configured sources don't have it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# Of bench-learning: smoke, small or full; bench-fst has smoke (its default), medium and full.
+# Of bench-learning: smoke, small or full; bench-fst has smoke (its default), small, medium and full.
 SIZE ?= small
 # Of bench-learning: anything adds the arms that wait for adapters.
 SLOW ?=
@@ -26,11 +26,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
-	@echo "make test            install, lint, check types, run all tests (35 to 45 minutes on two cores)"
+	@echo "make test            install, lint, check types, run all tests (25 minutes on two quiet cores, up to 45 on busy ones)"
 	@echo "make lint | types | unit | e2e      parts of it"
 	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
-	@echo "make bench-fst SIZE=smoke|medium|full   Fast-Slow Training against its arms; medium and full want a GPU"
+	@echo "make bench-fst SIZE=smoke|small|medium|full   Fast-Slow Training against its arms; medium and full want a GPU"
 	@echo "make bench-slow             what adapters add to contexts, in one process (hours on two cores)"
 	@echo "make bench-consolidation | bench-rounds     many adapters at once (10 minutes); ten rounds of one (half an hour)"
 	@echo "make test-faults [FAULTS='kill-redis ...']    breaks one thing after the other under load (half an hour); the last line is JSON"

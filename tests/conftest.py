@@ -17,13 +17,13 @@ from xdist.scheduler import LoadFileScheduling
 import workers.consolidation  # noqa: F401  before any test imports torch: it tells OpenMP how to wait
 from service.api.app import create_app
 from service.embedding import Embedder
-from service.engine import VllmEngine
 from service.jobs import Jobs
 from service.keys import ApiKey, Keys
 from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
 from service.tracing import Tracing
+from service.vllm import VllmEngine
 from tests.fakes import FakeVllm, RecordedJobs
 from tests.gateway import free_port
 

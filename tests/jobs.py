@@ -5,10 +5,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from service.domain.slow_weights import Scope
-from service.engine import VllmEngine
 from service.settings import Settings
 from service.store import Store
 from service.store.jobs import Job
+from service.vllm import VllmEngine
 from tests.factories import ALICE, LOADED_BASE, one_by_one, outcome_of
 from tests.fakes import FakeVllm
 from workers.consolidation.work import Consolidate, Ends, OnProgress, Outcome, Progress, Work

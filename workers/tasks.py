@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.engine import VllmEngine
 from service.jobs import (
     ARCHIVE,
     CONSOLIDATE,
@@ -24,6 +23,7 @@ from service.jobs import (
 )
 from service.settings import Settings
 from service.store import Store, open_store
+from service.vllm import VllmEngine
 from workers.app import app, settings
 from workers.archive import archive_logs
 from workers.cold_start import count_all

@@ -28,7 +28,7 @@ from service.api.protocol import HEAD_LIMIT, HeadLimit
 from service.api.traces import TraceFrame
 from service.contexts import Contexts
 from service.embedding import Embedder, load_embedder
-from service.engine import Engine, VllmEngine
+from service.engine import Engine
 from service.errors import BodyTooLarge, FastslowError, InvalidFields, InvalidRequest, NotFound, RequestTimeout
 from service.jobs import CeleryJobs, Jobs
 from service.keys import Keys, load_keys
@@ -40,6 +40,7 @@ from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
 from service.tracing import Tracing, open_tracing
+from service.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
 

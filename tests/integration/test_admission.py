@@ -12,9 +12,10 @@ from redis import Redis
 
 from service.domain.feedback import Message
 from service.domain.rate_limits import RateLimits
-from service.engine import BACKGROUND_PRIORITY, VllmEngine
+from service.engine import BACKGROUND_PRIORITY
 from service.settings import Settings
 from service.tokens import Tokens
+from service.vllm import VllmEngine
 from tests.conftest import KEYS, OTHER_TENANT_KEY, gateway_client
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
 from tests.waiting import PATIENCE_SECONDS, until

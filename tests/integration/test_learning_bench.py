@@ -10,9 +10,9 @@ import httpx
 import pytest
 from rich.console import Console
 
-from service.engine import VllmEngine
 from service.settings import Settings
 from service.store import Store
+from service.vllm import VllmEngine
 from tests.benchmarks.learning.arms import CHANNELS, PLAIN, SLOW, stage_of
 from tests.benchmarks.learning.client import Refused, Service
 from tests.benchmarks.learning.folder import open_run

@@ -3,11 +3,12 @@
 import pytest
 
 from service.domain.feedback import BASE, Message
-from service.engine import MAX_SCORED_REPLIES, VllmEngine
+from service.engine import MAX_SCORED_REPLIES
 from service.errors import EmbedderUnavailable
 from service.settings import Settings
 from service.store import Store
 from service.tokens import Tokens
+from service.vllm import VllmEngine
 from tests.context_search_data import corrections
 from tests.fakes import MODEL, FakeVllm
 from tests.gateway import free_port

@@ -12,12 +12,12 @@ import pytest
 
 from service.domain.affinity import affinity_of, ranked
 from service.domain.slow_weights import Scope
-from service.engine import VllmEngine
 from service.errors import EngineUnavailable, UpstreamRejected
 from service.replicas import addresses, waiting
 from service.settings import Settings
 from service.store import Store
 from service.tokens import Tokens
+from service.vllm import VllmEngine
 from tests.conftest import gateway_client
 from tests.factories import give_feedback, outcome_of
 from tests.fakes import MODEL, FakeVllm, RecordedJobs

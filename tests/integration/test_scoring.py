@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.domain.feedback import Message
-from service.engine import MAX_SCORED_REPLIES, Candidates, VllmEngine
+from service.engine import MAX_SCORED_REPLIES, Candidates
 from service.errors import ContextLengthExceeded, UpstreamRejected
 from service.settings import Settings
+from service.vllm import VllmEngine
 from tests.integration.replica import BASE, KEY, Replica
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

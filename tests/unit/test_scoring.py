@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.feedback import Message
-from service.engine import Candidates, Score, VllmEngine
+from service.engine import Candidates, Score
 from service.errors import ContextLengthExceeded, EngineUnavailable, UpstreamRejected
 from service.settings import Settings
+from service.vllm import VllmEngine
 from tests.fakes import MODEL, FakeVllm
 from workers.vllm_plugin.scoring import Seats, score_replies, together, told
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from service.domain.slow_weights import Scope, version_name
-from service.engine import Engine, Sampled, VllmEngine
+from service.engine import Engine, Sampled
 from service.errors import EngineUnavailable, JobFailed, UpstreamRejected
 from service.settings import Settings
+from service.vllm import VllmEngine
 from workers.adapter_store import AdapterStore, adapter_store
 from workers.adapter_store.versions import PROVENANCE, WEIGHTS, Unreported, sha256_of
 from workers.consolidation.artifact import aside

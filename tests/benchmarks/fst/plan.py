@@ -31,6 +31,25 @@ SIZES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "warmup_steps": 1,
     },
+    # Some ten minutes a run on two cores.
+    "small": {
+        "tasks": ("gym-easy:chain_sum", "norms-told:brief"),
+        "followed": 1,
+        "seeds": (0, 1, 2),
+        "steps": 12,
+        "steps_per_cycle": 3,
+        "contexts": 2,
+        "rollouts": 8,
+        "batch_problems": 2,
+        "new_tokens": 32,
+        "context_tokens": 128,
+        "evolution_calls": 16,
+        "anchor_problems": 6,
+        "train_problems": 64,
+        "test_problems": 32,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+    },
     # Minutes a run on one GPU with the default model, and as many runs at once as fit it.
     "medium": {
         "tasks": ("gym-easy:chain_sum", "norms-told:brief"),
