@@ -118,6 +118,25 @@ def test_where_a_style_is_known_items_leave_as_long_as_replies_have_it_whatever_
     assert handed(lambda left_out: 0.6 if left_out else 0.5, near=0.7).absorbed == frozenset()
 
 
+def test_a_needed_item_that_seemed_to_cost_least_keeps_none_of_those_behind_it():
+    def margin(left_out):
+        return 1.0 - 0.01 * sum(int(name[2:]) for name in left_out)
+
+    def handed(needed):
+        return found(
+            context(8, guideline=False),
+            margin,
+            style_without=lambda left_out: 0.3 if needed & left_out else 0.9,
+            near=0.9,
+        )
+
+    everything = {f"x-{n:02d}" for n in range(1, 9)}
+    for needed in ({"x-01"}, {"x-04"}, {"x-08"}, {"x-04", "x-05"}):
+        one, rounds = handed(needed)
+        assert one.absorbed == everything - needed
+        assert len(rounds) <= 2 + MAX_PASSES
+
+
 def test_nothing_leaves_for_which_the_gate_would_refuse_the_candidate():
     def handed(passes, **more):
         return found(context(8), lambda left_out: 1.0 - 0.001 * len(left_out), passes=passes, **more)[0]

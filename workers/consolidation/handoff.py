@@ -3,7 +3,9 @@
 Every question is about the candidate with what is left of the context, always against the whole context, so that small losses can't add
 up. First without any of it: if that costs nothing, all is absorbed. Otherwise the items are left out one by one, which gives each its
 cost in margin, put in the order of that, and the longest beginning of this order whose absence costs nothing *together* is searched by
-halving: items that say the same cost nothing one by one, because the others still say it.
+halving: items that say the same cost nothing one by one, because the others still say it. The item at which that ends is needed and
+stays; of those behind it, which stand there by a few examples' margins, as many leave as can without it (QuickXplain's search for what is
+needed: Junker, AAAI 2004).
 
 What costs nothing is seen in replies, where the user's pairs tell which style they want: without the items replies are as near to it as
 with them and as what serves now. Margins hold back too much there: an exemplar makes wanted replies likelier long after they all have the
@@ -37,8 +39,8 @@ LOST_STYLE = 0.05
 MAX_ASKED_ALONE = 8
 # The newest held-out examples on which that is done: it only makes an order; what is absorbed is decided on all.
 EXAMPLES_ALONE = 4
-# Of halving: enough for eight items, down to one.
-MAX_PASSES = 3
+# Of the search: three find the first of eight items that is needed, the others what can leave behind it.
+MAX_PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def search(
         with_all = mean(whole.margins[-EXAMPLES_ALONE:])
         cost = {name: with_all - mean(found.margins) for name, found in zip(alone, singles, strict=True)}
         order = sorted(alone, key=lambda name: cost[name]) + [name for name in rendered if name not in cost]
-        gone, left = yield from _longest(order, frozenset(waiting), enough=enough, whole=whole)
+        gone, left = yield from _most(order, frozenset(waiting), enough=enough, whole=whole)
     return HandOff(
         tuple(
             Handed(item=name, tokens=tokens[name], margin_cost_nats=cost.get(name), absorbed=name in gone)
@@ -172,20 +174,26 @@ def search(
     )
 
 
-def _longest(
+def _most(
     order: Sequence[str], waiting: frozenset[str], *, enough: Callable[[frozenset[str], Answer], bool], whole: Answer
 ) -> Generator[list[Question], list[Answer], tuple[frozenset[str], Answer]]:
-    """The longest beginning of this order, with what waits, that can be left out, and the candidate without it.
+    """Many of these items, with what waits, that can be left out together, and the candidate without them.
 
-    The lower end was always measured; the whole order is known to be too much.
+    All of them are known to be too many. What is returned was measured.
     """
-    low, high = 0, len(order)
     found: tuple[frozenset[str], Answer] = (frozenset(), whole)
+    gone, rest = list[str](), list(order)
+    # Leaving out `low` of the rest is enough, `high` is too many.
+    low, high = 0, len(rest)
     for _ in range(MAX_PASSES):
         if high - low < 2:
-            break
-        middle = (low + high) // 2
-        left_out = frozenset((*order[:middle], *waiting))
+            # The one after `low` is needed; whether those behind it are, nobody has asked.
+            gone, rest = gone + rest[:low], rest[high:]
+            low, high = 0, len(rest) + 1
+            if not rest:
+                break
+        middle = len(rest) if high > len(rest) else (low + high) // 2
+        left_out = frozenset((*gone, *rest[:middle], *waiting))
         [without] = yield [Question(left_out)]
         if enough(left_out, without):
             low, found = middle, (left_out, without)
