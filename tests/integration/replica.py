@@ -50,6 +50,8 @@ class Replica:
             "vllm_stop_seconds": 1,
         }
         environment = {f"FASTSLOW_{name.upper()}": str(value) for name, value in settings.items()}
+        # As in our image, which has none.
+        environment["CXX"] = "no-compiler"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "workers.vllm_server"],
