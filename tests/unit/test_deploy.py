@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from deploy.lock import pins
+from deploy.lock import LEFT_OUT, pins
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,6 +159,15 @@ def test_the_lock_leaves_out_what_breaks_torch_and_this_project_itself() -> None
     found = {"Torch": "2.13.0+cpu", "torchvision": "0.28.0", "fastslow": "0.1.0", "ruamel.yaml": "0.18"}
     report = {"install": [{"metadata": {"name": name, "version": version}} for name, version in found.items()]}
     assert pins(report) == ["ruamel.yaml==0.18", "torch==2.13.0+cpu"]
+
+
+def test_the_list_of_packages_is_complete_for_the_first_release_of_python_too() -> None:
+    first = {"python_full_version": "3.11.0", "extra": ""}
+    wanted = (Requirement(said) for name in PINS if name for said in distribution(name).requires or [])
+    missing = {canonicalize_name(one.name) for one in wanted if one.marker is None or one.marker.evaluate(first)} - {
+        canonicalize_name(name) for name in PINS | LEFT_OUT
+    }
+    assert missing == set()
 
 
 def test_continuous_integration_is_make_test() -> None:
