@@ -6,7 +6,6 @@ broker may be a single server where the store is a Redis Cluster or is watched b
 
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from service.settings import Settings
 
@@ -60,4 +59,4 @@ def broker(settings: Settings) -> Broker:
 
 
 def _scheme(url: str) -> str:
-    return urlsplit(url).scheme
+    return url.partition("://")[0].lower()

@@ -9,11 +9,10 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 from service.errors import FastslowError
 from service.settings import Settings
@@ -25,6 +24,8 @@ FOLDERS = ("logs", "run", "redis")
 # The two buffers by which vLLM's processes talk to each other on the CPU: 160 and 240 MiB.
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_BYTES = 420_000_000
+PASSWORDS = re.compile(r"(?<=://)([^/?#:@]*:)[^/?#]*(?=@)|([?&]\w*password=)[^&#]*")
+"""Of a URL: before its hosts, and among its options."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -158,8 +159,4 @@ def check_model(settings: Settings) -> None:
 
 def without_password(url: str) -> str:
     """A URL that can be shown."""
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        if parts.password:
-            return url.replace(f":{parts.password}@", ":***@")
-    return url
+    return PASSWORDS.sub(lambda found: f"{found[1] or found[2]}***", url)

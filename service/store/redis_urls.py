@@ -8,6 +8,7 @@ the sentinels call the primary, and user and password are its own: theirs are th
 Options follow a question mark, as redis-py has them: ?ssl_ca_certs=/etc/tls/ca.pem&ssl_certfile=...&ssl_keyfile=...
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from redis.asyncio.sentinel import Sentinel
 CLUSTER, SENTINEL = "cluster", "sentinel"
 PORTS = {CLUSTER: 6379, SENTINEL: 26379}
 SENTINELS_OWN = ("sentinel_username", "sentinel_password")
+PATH = re.compile(r"[/?#]")
+"""What ends the hosts of a URL."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ def taken_apart(url: str) -> RedisUrl:
     Raises:
         ValueError: it names no host or no primary, or an option that redis-py does not know the value of.
     """
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
+    begins, _, rest = url.partition("://")
+    scheme, _, kind = begins.lower().partition("+")
     if kind not in PORTS or scheme not in ("redis", "rediss"):
-        raise ValueError(f"Redis's URL begins with '{parts.scheme}:', which is none of redis, rediss, unix, and "
+        raise ValueError(f"Redis's URL begins with '{begins}:', which is none of redis, rediss, unix, and "
                          "redis+cluster, redis+sentinel (rediss+... over TLS)")  # fmt: skip
-    credentials, _, listed = parts.netloc.rpartition("@")
+    # Some releases of Python refuse a bracketed address that is not the only host.
+    netloc = PATH.split(rest, maxsplit=1)[0]
+    parts = urlsplit(rest.removeprefix(netloc))
+    credentials, _, listed = netloc.rpartition("@")
     hosts = tuple(_host(text, PORTS[kind]) for text in listed.split(",") if text)
     if not hosts:
         raise ValueError(f"Redis's URL names no host: {scheme}+{kind}://HOST:PORT")
@@ -77,7 +83,7 @@ def _host(text: str, port: int) -> tuple[str, int]:
 
 def is_single(url: str) -> bool:
     """Whether a URL stands for one server."""
-    return "+" not in urlsplit(url).scheme
+    return "+" not in url.partition(":")[0]
 
 
 def clients(url: str, **options: Any) -> tuple["Redis | RedisCluster", Callable[[], Awaitable[None]]]:

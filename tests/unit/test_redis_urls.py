@@ -1,7 +1,10 @@
 """What a Redis URL stands for."""
 
+from urllib.parse import SplitResult, urlsplit
+
 import pytest
 
+from service.store import redis_urls
 from service.store.redis_urls import is_single, taken_apart
 
 
@@ -9,6 +12,17 @@ def test_a_cluster_is_named_by_some_of_its_nodes() -> None:
     named = taken_apart("redis+cluster://alice:s3cr%40t@a:7000,b,[::1]:7002")
     assert named.hosts == (("a", 7000), ("b", 6379), ("::1", 7002))
     assert named.options == {"username": "alice", "password": "s3cr@t"}
+
+
+def test_a_url_needs_nothing_of_python_that_its_later_releases_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strict(url: str) -> SplitResult:
+        before = urlsplit(url).netloc.rpartition("@")[2].partition("[")
+        assert not (before[1] and before[0]), "Invalid IPv6 URL"
+        return urlsplit(url)
+
+    monkeypatch.setattr(redis_urls, "urlsplit", strict)
+    assert taken_apart("redis+cluster://a,[::1]:7002?socket_keepalive=yes").hosts == (("a", 6379), ("::1", 7002))
+    assert not is_single("redis+cluster://a,[::1]:7002")
 
 
 def test_sentinels_name_the_primary_and_have_credentials_of_their_own() -> None:

@@ -185,3 +185,17 @@ def test_too_little_shared_memory_for_vllm_is_one_line(tmp_path: Path, monkeypat
         checks.check_installed(settings(tmp_path))
     assert "\n" not in raised.value.message
     checks.check_installed(settings(tmp_path, vllm_url="http://elsewhere:8000"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://user:s3:c@ret@h/0", "redis://user:***@h/0"),
+        ("redis+cluster://:s3cret@a:7000,[::1]:7002", "redis+cluster://:***@a:7000,[::1]:7002"),
+        ("redis+sentinel://a/main?sentinel_password=s3cret&db=1", "redis+sentinel://a/main?sentinel_password=***&db=1"),
+        ("http://a:8000/v1", "http://a:8000/v1"),
+    ],
+)
+def test_a_url_is_shown_without_its_passwords(url: str, shown: str) -> None:
+    assert checks.without_password(url) == shown
