@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.settings import Settings
+from service.store.redis_urls import scheme_of
 
 REDIS, RABBITMQ = ("redis", "rediss"), ("amqp", "amqps", "pyamqp")
 KEY_PREFIX = "fs:celery:"
@@ -35,7 +36,7 @@ def broker(settings: Settings) -> Broker:
     url = settings.broker_url or settings.effective_redis_url
     # A message that nobody has acknowledged for so long is handed out again, so no job may take as long.
     unacknowledged_seconds = settings.job_limit_seconds * 2
-    if _scheme(url) in REDIS:
+    if scheme_of(url) in REDIS:
         transport = {
             "global_keyprefix": KEY_PREFIX,
             "visibility_timeout": unacknowledged_seconds,
@@ -43,12 +44,12 @@ def broker(settings: Settings) -> Broker:
             "socket_connect_timeout": 5,
         }
         return Broker(url, transport, schedule_url=url)
-    if _scheme(url) not in RABBITMQ:
+    if scheme_of(url) not in RABBITMQ:
         raise ValueError(
-            f"FASTSLOW_BROKER_URL must be a single Redis (redis://, rediss://) or RabbitMQ (amqp://), and it is '{_scheme(url)}:': "
+            f"FASTSLOW_BROKER_URL must be a single Redis (redis://, rediss://) or RabbitMQ (amqp://), and it is '{scheme_of(url)}:': "
             "Celery has no transport for a Redis Cluster."
         )
-    if _scheme(settings.effective_redis_url) not in REDIS:
+    if scheme_of(settings.effective_redis_url) not in REDIS:
         raise ValueError(
             "With RabbitMQ as FASTSLOW_BROKER_URL the schedule needs a single Redis, and FASTSLOW_REDIS_URL is none: use a single "
             "Redis as the broker."
@@ -56,7 +57,3 @@ def broker(settings: Settings) -> Broker:
     # RabbitMQ's own limit for an acknowledgement is half an hour.
     queue = {"x-consumer-timeout": unacknowledged_seconds * 1000}
     return Broker(url, {"confirm_publish": True}, queue, schedule_url=settings.effective_redis_url)
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0].lower()

@@ -22,6 +22,7 @@ from redis.asyncio.sentinel import Sentinel
 CLUSTER, SENTINEL = "cluster", "sentinel"
 PORTS = {CLUSTER: 6379, SENTINEL: 26379}
 SENTINELS_OWN = ("sentinel_username", "sentinel_password")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
 PATH = re.compile(r"[/?#]")
 """What ends the hosts of a URL."""
 
@@ -47,14 +48,15 @@ def taken_apart(url: str) -> RedisUrl:
     Raises:
         ValueError: it names no host or no primary, or an option that redis-py does not know the value of.
     """
-    begins, _, rest = url.partition("://")
-    scheme, _, kind = begins.lower().partition("+")
+    begins = scheme_of(url)
+    scheme, _, kind = begins.partition("+")
     if kind not in PORTS or scheme not in ("redis", "rediss"):
         raise ValueError(f"Redis's URL begins with '{begins}:', which is none of redis, rediss, unix, and "
                          "redis+cluster, redis+sentinel (rediss+... over TLS)")  # fmt: skip
     # Some releases of Python refuse a bracketed address that is not the only host.
+    rest = url[len(begins) + 1 :].removeprefix("//")
     netloc = PATH.split(rest, maxsplit=1)[0]
-    parts = urlsplit(rest.removeprefix(netloc))
+    parts = urlsplit(f"//host{rest[len(netloc) :]}")
     credentials, _, listed = netloc.rpartition("@")
     hosts = tuple(_host(text, PORTS[kind]) for text in listed.split(",") if text)
     if not hosts:
@@ -81,9 +83,15 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return named.hostname, named.port or port
 
 
+def scheme_of(url: str) -> str:
+    """What a URL begins with, empty where that is no scheme: it could be a password then."""
+    found = SCHEME.match(url)
+    return found[0].lower() if found else ""
+
+
 def is_single(url: str) -> bool:
     """Whether a URL stands for one server."""
-    return "+" not in url.partition(":")[0]
+    return "+" not in scheme_of(url)
 
 
 def clients(url: str, **options: Any) -> tuple["Redis | RedisCluster", Callable[[], Awaitable[None]]]:

@@ -54,6 +54,7 @@ def test_one_server_is_redis_pys_own_business() -> None:
         ("redis+sentinel://a:26379", "the primary's name"),
         ("redis+ring://a", "none of"),
         ("http+cluster://a", "none of"),
+        ("pass+word@a:6379", "none of"),
     ],
 )
 def test_a_bad_url_is_refused_without_telling_its_password(url: str, said: str) -> None:
