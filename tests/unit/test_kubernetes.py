@@ -23,8 +23,14 @@ from tests.unit.test_deploy import SERVICES, modules, words
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())
 KEDA: dict[str, Any] = yaml.safe_load((FOLDER / "keda" / "kustomization.yaml").read_text())
+MONITORING: dict[str, Any] = yaml.safe_load((FOLDER / "monitoring" / "kustomization.yaml").read_text())
 # Made by hand, as the kustomization's head says.
-SECRETS = {("fastslow-keys", "keys.json"), ("fastslow-vllm", "api-key"), ("fastslow-redis", "password")}
+SECRETS = {
+    ("fastslow-keys", "keys.json"),
+    ("fastslow-vllm", "api-key"),
+    ("fastslow-redis", "password"),
+    ("fastslow-redis", "url"),
+}
 
 
 def loaded(folder: str, names: list[str]) -> list[dict[str, Any]]:
@@ -33,6 +39,7 @@ def loaded(folder: str, names: list[str]) -> list[dict[str, Any]]:
 
 BASE = loaded("base", KUSTOMIZATION["resources"])
 SCALING = loaded("keda", KEDA["resources"])
+WATCHING = loaded("monitoring", MONITORING["resources"])
 
 
 def of_kind(*kinds: str) -> list[dict[str, Any]]:
@@ -86,8 +93,8 @@ def test_every_manifest_is_of_the_apis_own_type(manifest: dict[str, Any]) -> Non
     assert problems(manifest) == []
 
 
-@pytest.mark.parametrize("manifest", [m for m in SCALING if "keda.sh" not in m["apiVersion"]], ids=named)
-def test_what_goes_with_keda_is_of_the_apis_own_type(manifest: dict[str, Any]) -> None:
+@pytest.mark.parametrize("manifest", [m for m in SCALING + WATCHING if "keda.sh" not in m["apiVersion"]], ids=named)
+def test_what_a_component_adds_is_of_the_apis_own_type(manifest: dict[str, Any]) -> None:
     assert problems(manifest) == []
 
 
@@ -107,23 +114,23 @@ def test_a_wrong_manifest_would_be_found(spoilt: Any, found: str) -> None:
 
 
 def test_every_file_is_used_and_no_two_manifests_have_one_name() -> None:
-    for folder, kustomization in (("base", KUSTOMIZATION), ("keda", KEDA)):
+    for folder, kustomization in (("base", KUSTOMIZATION), ("keda", KEDA), ("monitoring", MONITORING)):
         files = {file.name for file in (FOLDER / folder).glob("*.yaml")} - {"kustomization.yaml"}
         assert files == set(kustomization["resources"])
-    names = [named(manifest) for manifest in BASE + SCALING]
+    names = [named(manifest) for manifest in BASE + SCALING + WATCHING]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_that_reads_its_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in variables(SERVING[name]).items():
-        if variable != "REDIS_PASSWORD":
-            assert variable.removeprefix("FASTSLOW_").lower() in Settings.model_fields, variable
-            monkeypatch.setenv(variable, value)
+        assert variable.removeprefix("FASTSLOW_").lower() in Settings.model_fields, variable
+        # The secret's URL is whatever it is.
+        monkeypatch.setenv(variable, "redis://:secret@redis:6379/0" if value == "FASTSLOW_REDIS_URL" else value)
     settings = Settings(_env_file=None)
     assert settings.request_urls == ("dns+http://vllm:8000",)
     if name not in ("vllm", "prepare"):
-        assert settings.redis_url == "redis://:$(REDIS_PASSWORD)@redis:6379/0"
+        assert settings.redis_url == "redis://:secret@redis:6379/0"
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -174,7 +181,7 @@ def test_services_probes_and_settings_name_ports_that_are_listened_on() -> None:
 
 
 def test_vllm_is_reached_by_the_gateway_and_the_workers_alone() -> None:
-    policies = of_kind("NetworkPolicy") + [m for m in SCALING if m["kind"] == "NetworkPolicy"]
+    policies = [m for m in BASE + SCALING + WATCHING if m["kind"] == "NetworkPolicy"]
     closed = {name for p in policies if not p["spec"].get("ingress") for name in selected(p["spec"]["podSelector"])}
     assert closed == set(SERVING)
 
@@ -191,8 +198,8 @@ def test_vllm_is_reached_by_the_gateway_and_the_workers_alone() -> None:
                 found |= selected(peer["podSelector"]) if "podSelector" in peer else {"elsewhere"}
         return found
 
-    assert reaching("vllm") == {"gateway", "control", "consolidate"}
-    # With KEDA's operator, where that is installed.
+    # With Prometheus, where that watches, and KEDA's operator, where that is installed.
+    assert reaching("vllm") == {"gateway", "control", "consolidate", "elsewhere"}
     assert reaching("redis") == {"gateway", "control", "consolidate", "beat", "elsewhere"}
     assert reaching("gateway") == {"elsewhere"}
     assert all(reaching(name) == set() for name in ("control", "consolidate", "beat", "prepare"))
@@ -201,6 +208,8 @@ def test_vllm_is_reached_by_the_gateway_and_the_workers_alone() -> None:
 def test_no_process_is_root_or_gets_more_rights_or_a_token() -> None:
     for name, workload in SERVING.items():
         assert pod(workload)["automountServiceAccountToken"] is False, name
+        # A Service named `fastslow` would give them FASTSLOW_PORT, which is a setting.
+        assert pod(workload)["enableServiceLinks"] is False, name
         assert pod(workload)["securityContext"]["runAsNonRoot"] is True, name
         context = container(workload)["securityContext"]
         assert (context["allowPrivilegeEscalation"], context["capabilities"]) == (False, {"drop": ["ALL"]}), name
@@ -251,20 +260,25 @@ def test_scaling_follows_queues_and_metrics_that_exist() -> None:
 
 def test_all_that_is_put_together_is_in_one_namespace_and_has_one_label() -> None:
     # What a kustomization says holds for its own resources, not for those of a component beside it.
-    assert KEDA["namespace"] == KUSTOMIZATION["namespace"]
-    assert KEDA["labels"][0]["pairs"] == KUSTOMIZATION["labels"][0]["pairs"]
+    for component in (KEDA, MONITORING):
+        assert component["namespace"] == KUSTOMIZATION["namespace"]
+        assert component["labels"][0]["pairs"] == KUSTOMIZATION["labels"][0]["pairs"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the path")
 def test_kustomize_itself_puts_all_together(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
-    overlay = {"resources": ["base"], "components": ["keda", "object-store"]}
+    overlay = {"resources": ["base"], "components": ["keda", "object-store", "monitoring"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))
     adapters = "PersistentVolumeClaim-adapters"
-    assert {named(manifest) for manifest in built} == {named(manifest) for manifest in BASE + SCALING} - {adapters}
+    assert {named(manifest) for manifest in built} == {named(m) for m in BASE + SCALING + WATCHING} - {adapters}
+    # Applied again, the manifests must not set back what KEDA has scaled.
+    scaled = {m["spec"]["scaleTargetRef"]["name"] for m in SCALING if m["kind"] == "ScaledObject"}
+    fixed = {m["metadata"]["name"] for m in built if "replicas" in m.get("spec", {})}
+    assert (scaled, fixed) == ({"vllm", "control", "consolidate"}, {"beat", "redis"})
     assert {manifest["metadata"].get("namespace") for manifest in built} == {KUSTOMIZATION["namespace"]}
     images = {container(manifest)["image"] for manifest in built if manifest["kind"] in ("Deployment", "StatefulSet")}
     assert {image for image in images if image.startswith("fastslow-")} == set()
