@@ -257,6 +257,19 @@ def test_activations_computed_again_give_the_same_gradient(tiny_base, settings, 
     assert not tiny_base.model.training
 
 
+def test_activations_computed_again_leave_the_models_own_samples_as_they_are(
+    tiny_base, settings, learner_of, monkeypatch
+):
+    drawn = []
+    for parameters in (math.inf, 1):
+        monkeypatch.setattr("workers.consolidation.trainer.CHECKPOINTED_FROM_PARAMETERS", parameters)
+        learner = learner_of(1, adherence=lambda _, reply: sum(ord(c) % 2 == 0 for c in reply) / max(len(reply), 1))
+        run(tiny_base, [learner], settings)
+        drawn.append([row for row, _ in learner.rewarded])
+    assert drawn[0]
+    assert drawn[1] == drawn[0]
+
+
 def test_a_scope_that_goes_on_learning_takes_all_its_steps(tiny_base, loose):
     learner = loose([prepared(n, seed=5, context=False) for n in range(4)])
     run(tiny_base, [learner], learner.settings)

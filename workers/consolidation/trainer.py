@@ -69,13 +69,14 @@ def train(
     for learner in learners:
         checkpoints.resume(learner, stack, optimizer)
     passes = Passes(base, stack, most_tokens=gradient_tokens(base, settings))
-    with activations_checkpointed(base):
-        while active := [learner for learner in learners if learner.going]:
-            draw(base, stack, [learner for learner in active if learner.progress.step % CHECKPOINT_STEPS == 0])
+    while active := [learner for learner in learners if learner.going]:
+        draw(base, stack, [learner for learner in active if learner.progress.step % CHECKPOINT_STEPS == 0])
+        # Around the step alone: transformers gives a model in this mode no cache, so that it would sample by the last token only.
+        with activations_checkpointed(base):
             take_step(passes, active, optimizer, on_step)
-            for learner in active:
-                if learner.going and learner.progress.step % CHECKPOINT_STEPS == 0:
-                    checkpoints.save(learner, stack, optimizer)
+        for learner in active:
+            if learner.going and learner.progress.step % CHECKPOINT_STEPS == 0:
+                checkpoints.save(learner, stack, optimizer)
 
 
 def prepare_learners(base: Base, learners: Sequence[Learner]) -> None:
