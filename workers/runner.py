@@ -106,7 +106,7 @@ async def _consolidated(runs: Mapping[str, JobRun], works: Mapping[str, Work], c
         ends = await asyncio.to_thread(consolidate, list(works.values()), show)
     except LeaseLost as lost:
         return dict.fromkeys(works, lost)
-    except JobFailed as failed:
+    except FastslowError as failed:
         return dict.fromkeys(works, failed)
     except Exception as error:
         log.exception("jobs %s failed unexpectedly", ", ".join(works))
@@ -115,7 +115,7 @@ async def _consolidated(runs: Mapping[str, JobRun], works: Mapping[str, Work], c
     return {job_id: ends.get(job_id, silent) for job_id in works}
 
 
-async def _end(run: JobRun, work: Work, end: Outcome | JobFailed | LeaseLost, *, engine: Engine) -> None:
+async def _end(run: JobRun, work: Work, end: Outcome | FastslowError | LeaseLost, *, engine: Engine) -> None:
     async with ending(run, work):
         if not isinstance(end, Outcome):
             raise end

@@ -2,13 +2,15 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
+from service.domain.norms import Norm
 from service.domain.slow_weights import NAME, AdapterVersion, Promote, Reject, Scope
-from service.errors import JobFailed
+from service.errors import JobFailed, VerifiersMissing
 from service.settings import Settings
 from tests.consolidation_data import LENIENT, corrections, user_log
 from workers.consolidation.anchors import KINDS, load_anchors, own_topics, prompts
@@ -127,6 +129,45 @@ def test_the_next_version_starts_from_its_parent_and_is_judged_against_it(tiny_b
     anew = end_of(tiny_base, other_rank, following)
     assert anew.report.margins.current == pytest.approx(second.report.margins.current, abs=1e-4)
     assert anew.report.first_loss > second.report.first_loss
+
+
+def test_a_version_of_more_layers_is_judged_against_and_leaves_other_scopes_alone(tiny_base, tiny_settings, log):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    first = end_of(tiny_base, settings, work(log)).version.name
+    more = user_log(corrections("ann", count=12), watermark=8)
+    following = work(more, job="job-ann", number=2, parent=first)
+    expected = end_of(tiny_base, settings, following).report
+    fewer = settings.model_copy(update={"lora_target_modules": ("q_proj", "v_proj")})
+    works = [following, of_user("bob", count=8)]
+    ends = consolidate(works, base=tiny_base, settings=fewer, progress=quiet, limits=LENIENT)
+    assert ends["job-bob"].decision == Promote()
+    found = ends["job-ann"].report
+    assert found.margins.current == pytest.approx(expected.margins.current, abs=1e-4)
+    assert found.first_loss > expected.first_loss
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_rival_that_can_not_be_read_fails_those_alone_who_need_it(tiny_base, tiny_settings, log, file):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    parent = end_of(tiny_base, settings, work(log)).version.name
+    spoilt = end_of(tiny_base, settings, work(log, job="job-0", scope=Scope(kind="global"))).version.name
+    (settings.adapter_store_dir / spoilt / file).write_text("{}")
+    works = [work(log, job="job-ann", number=2, parent=parent, pooled=spoilt), of_user("bob", count=8)]
+    ends = consolidate(works, base=tiny_base, settings=settings, progress=quiet, limits=LENIENT)
+    assert isinstance(ends["job-ann"], JobFailed)
+    assert f"{spoilt}, can't be loaded" in str(ends["job-ann"])
+    assert ends["job-bob"].decision == Promote()
+
+
+def test_norms_that_can_not_be_checked_here_fail_their_scope_alone(tiny_base, tiny_settings, log, monkeypatch):
+    monkeypatch.setitem(sys.modules, "if_verifiable.ifeval.instructions_registry", None)
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    brief = Norm(name="brief", checker="max_words", arguments={"words": 20})
+    works = [work(log, job="job-ann", norms=(brief,)), of_user("bob", count=8)]
+    ends = consolidate(works, base=tiny_base, settings=settings, progress=quiet, limits=LENIENT)
+    assert isinstance(ends["job-ann"], VerifiersMissing)
+    assert "install the extra `verifiers`" in str(ends["job-ann"])
+    assert ends["job-bob"].decision == Promote()
 
 
 def test_a_parent_that_is_gone_fails_the_job(tiny_base, tiny_settings, log):

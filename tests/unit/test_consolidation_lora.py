@@ -134,6 +134,22 @@ def test_a_lower_rank_with_another_alpha_computes_the_same_in_a_larger_stack(tin
         assert torch.allclose(logits(tiny_base, stack, 1), expected, atol=1e-5)
 
 
+def test_one_of_fewer_layers_computes_the_same_in_a_larger_stack_and_learns_in_all_of_it(tiny_base, shape, tmp_path):
+    with LoraStack.attached(tiny_base, Shape(rank=4, alpha=8, targets=("q_proj", "v_proj"))) as stack:
+        filled(stack)
+        stack.export(0, tmp_path)
+        expected = logits(tiny_base, stack, 0)
+    with LoraStack.attached(tiny_base, shape, slots=2) as stack:
+        before = stack.weights_U_N.detach()[0].clone()
+        stack.load(1, tmp_path)
+        assert torch.equal(stack.weights_U_N[0], before)
+        assert torch.allclose(logits(tiny_base, stack, 1), expected, atol=1e-5)
+        with stack.on(1):
+            tiny_base.states(pack(ROWS, device=tiny_base.device)).square().sum().backward()
+        of_layers = stack.weights_U_N.grad[1].split(stack._sizes)
+        assert all(of_b.abs().max() > 0 for of_b in of_layers[1::2])
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(tiny_base, shape, tmp_path):
     with LoraStack.attached(tiny_base, shape) as stack:
         stack.export(0, tmp_path)

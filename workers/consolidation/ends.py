@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from service.errors import JobFailed
+from service.errors import FastslowError
 from workers.consolidation.work import Ends, LeaseLost, OnProgress, Progress, Stage, Work
 
-STOPS = (JobFailed, LeaseLost)
+STOPS = (FastslowError, LeaseLost)
 
 
 class Going:

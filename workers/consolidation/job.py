@@ -1,8 +1,8 @@
 """Consolidations side by side, from scopes' feedback to published adapter versions, as a page of named steps."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -57,8 +57,7 @@ def consolidate(
             trained = _trained(tasks, base, settings, store, checkpoints, going) if tasks else None
         tasks = [task for task in tasks if going.on(task.work.job)]
         if trained is not None and tasks:
-            judged = _judged(tasks, trained, base, settings, store, limits, clock, going)
-            for of, judgement in zip(tasks, judged, strict=True):
+            for of, judgement in _judged(tasks, trained, base, settings, store, limits, clock, going):
                 _end(of, judgement, base, settings, store, limits, clock, going)
     for job, end in going.ends.items():
         # Whoever took the job over goes on from its checkpoint.
@@ -133,18 +132,35 @@ def _start(stack: LoraStack, of: Task, store: AdapterStore) -> None:
     Raises:
         JobFailed: the files of that version, or of another that it will be judged against, can't be had or read.
     """
-    for name in {of.work.parent, of.work.pooled} - {BASE}:
-        try:
-            with store.reading(name) as folder:
-                if name == of.learner.start:
+    for name in _rivals(of):
+        with _reading(name, store) as folder:
+            if name == of.learner.start:
+                try:
                     stack.load(of.learner.slot, folder)
-        except OtherShape as error:
-            # The settings have changed since: it is still judged against that version, and starts from nothing.
-            log.warning("job %s starts anew instead of from %s: %s", of.work.job, name, error)
-        except (OSError, ValueError, KeyError, SafetensorError, AdapterRefused) as error:
-            raise JobFailed(
-                f"the version in use, {name}, can't be loaded from {store}: {error}; if that stays so, roll back"
-            ) from error
+                except OtherShape as error:
+                    # The settings have changed since: it is still judged against that version, and starts from nothing.
+                    log.warning("job %s starts anew instead of from %s: %s", of.work.job, name, error)
+
+
+def _rivals(of: Task) -> set[str]:
+    """The versions in use that it will be judged against."""
+    return {of.work.parent, of.work.pooled} - {BASE}
+
+
+@contextmanager
+def _reading(version: str, store: AdapterStore) -> Iterator[Path]:
+    """Around the reading of a version in use.
+
+    Raises:
+        JobFailed: its files can't be had or read.
+    """
+    try:
+        with store.reading(version) as folder:
+            yield folder
+    except (OSError, ValueError, KeyError, SafetensorError, AdapterRefused) as error:
+        raise JobFailed(
+            f"the version in use, {version}, can't be loaded from {store}: {error}; if that stays so, roll back"
+        ) from error
 
 
 def _telling(going: Going, settings: Settings) -> Callable[[str, Step], None]:
@@ -174,15 +190,16 @@ def _judged(
     limits: Limits,
     clock: Clock,
     going: Going,
-) -> list[Judgement]:
-    """What each candidate is worth; its export lies in its folder."""
-    rivals = sorted({name for of in tasks for name in (of.work.parent, of.work.pooled)} - {BASE})
-    shape = _room_for(rivals, settings, store)
-    with LoraStack.attached(base, shape, slots=len(tasks) + len(rivals)) as judges:
-        versions = {name: len(tasks) + n for n, name in enumerate(rivals)}
-        for name, slot in versions.items():
-            with store.reading(name) as folder:
-                judges.load(slot, folder)
+) -> list[tuple[Task, Judgement]]:
+    """What each candidate is worth; its export lies in its folder. One whose rivals can't be read ends here."""
+    shapes: dict[str, Shape] = {}
+    tasks = _read_rivals(tasks, store, going, lambda name, folder: shapes.update({name: Shape.read(folder)}))
+    versions = {name: len(tasks) + n for n, name in enumerate(shapes)}
+    shape = Shape.of(settings).with_room_for(shapes.values())
+    with LoraStack.attached(base, shape, slots=len(tasks) + len(versions)) as judges:
+        tasks = _read_rivals(tasks, store, going, lambda name, folder: judges.load(versions[name], folder))
+        if not tasks:
+            return []
         candidates = [candidate(of, slot=n, versions=versions, settings=settings) for n, of in enumerate(tasks)]
         anchors = tasks[0].learner.anchors
         meter = Meter(base, trained, judges, anchors, candidates, on_pass=going.counter("measure"))
@@ -190,17 +207,21 @@ def _judged(
             fitted = fit_scales(meter.measure, len(candidates))
         with clock.stage("judge"):
             counted = going.counter("judge")
-            return judge(base, judges, anchors, candidates, fitted, meter=meter, limits=limits, on_pass=counted)
+            judged = judge(base, judges, anchors, candidates, fitted, meter=meter, limits=limits, on_pass=counted)
+    return list(zip(tasks, judged, strict=True))
 
 
-def _room_for(versions: Sequence[str], settings: Settings, store: AdapterStore) -> Shape:
-    """The settings' shape, at the highest rank among these versions and it."""
-    own = Shape.of(settings)
-    rank = own.rank
-    for name in versions:
-        with store.reading(name) as folder:
-            rank = max(rank, Shape.read(folder).rank)
-    return own if rank == own.rank else Shape(rank=rank, alpha=rank, targets=own.targets)
+def _read_rivals(
+    tasks: Sequence[Task], store: AdapterStore, going: Going, look: Callable[[str, Path], None]
+) -> list[Task]:
+    """Look at the files of each version that these are judged against; the tasks that go on, for one whose can't be read ends."""
+    for name in sorted(set().union(*map(_rivals, tasks))):
+        try:
+            with _reading(name, store) as folder:
+                look(name, folder)
+        except JobFailed as error:
+            going.ends |= {of.work.job: error for of in tasks if name in _rivals(of)}
+    return [of for of in tasks if going.on(of.work.job)]
 
 
 def _end(

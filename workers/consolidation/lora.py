@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +33,7 @@ CONFIG = "adapter_config.json"
 
 
 class OtherShape(ValueError):
-    """A folder holds an adapter that this stack has no room for: of a higher rank, or of other layers."""
+    """A folder holds an adapter that this stack has no room for: of a higher rank, or of layers that it does not adapt."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,14 @@ class Shape:
         """
         config = json.loads((folder / CONFIG).read_text())
         return cls(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(sorted(config["target_modules"])))
+
+    def with_room_for(self, others: Iterable[Self]) -> Self:
+        """Of all layers and of the highest rank among these and it, so that a stack of it can load them all."""
+        others = list(others)
+        rank = max(shape.rank for shape in (self, *others))
+        targets = {target for shape in (self, *others) for target in shape.targets}
+        alpha = self.alpha if rank == self.rank else rank
+        return replace(self, rank=rank, alpha=alpha, targets=tuple(sorted(targets)))
 
     @property
     def scaling(self) -> float:
@@ -131,27 +139,31 @@ class LoraStack:
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain))
 
     def load(self, slot: int, folder: Path) -> None:
-        """Read a PEFT folder into a slot. One of a lower rank or another alpha computes the same as it did.
+        """Read a PEFT folder into a slot. One of a lower rank or another alpha computes the same as it did, and so does one of fewer
+        layers: where it has none, B is zero, and A stays what it was, so that it can be trained.
 
         Raises:
-            OtherShape: of a higher rank, or other layers.
-            OSError, ValueError, SafetensorError: it can't be read.
+            OtherShape: of a higher rank, or of layers that are not here.
+            OSError, ValueError, KeyError, SafetensorError: it can't be read.
         """
         found, tensors = Shape.read(folder), load_file(folder / WEIGHTS)
-        if found.rank > self.shape.rank or 2 * len(self._layers) != len(tensors):
-            raise OtherShape(f"{folder.name} has rank {found.rank} and {len(tensors)} matrices")
-        pieces = []
-        for name, layer in self._layers.items():
-            try:
-                a = tensors[f"base_model.model.{name}.lora_A.weight"].float()
-                b = tensors[f"base_model.model.{name}.lora_B.weight"].float()
-            except KeyError as error:
-                raise OtherShape(f"{folder.name} has no adapter for {name}") from error
+        if found.rank > self.shape.rank:
+            raise OtherShape(f"{folder.name} has rank {found.rank}, over {self.shape.rank}")
+        before = self.weights_U_N.detach()[slot].split(self._sizes)
+        pieces: list[Tensor] = []
+        for (name, layer), a_before, b_before in zip(self._layers.items(), before[::2], before[1::2], strict=True):
+            matrix_a, matrix_b = (f"base_model.model.{name}.lora_{matrix}.weight" for matrix in "AB")
+            if matrix_a not in tensors:
+                pieces += [a_before.cpu(), torch.zeros(len(b_before))]
+                continue
+            a, b = tensors.pop(matrix_a).float(), tensors.pop(matrix_b).float()
             spare = self.shape.rank - found.rank
             pieces.append(functional.pad(a, (0, 0, 0, spare)).reshape(-1))
             pieces.append(functional.pad(b * (found.scaling / self.shape.scaling), (0, spare)).reshape(-1))
             if pieces[-2].numel() != self.shape.rank * layer.in_features:
                 raise OtherShape(f"{folder.name} is of another width at {name}")
+        if tensors:
+            raise OtherShape(f"{folder.name} has {next(iter(tensors))}, a layer that is not adapted here")
         with torch.no_grad():
             self.weights_U_N[slot] = torch.cat(pieces)
 

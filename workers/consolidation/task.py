@@ -20,6 +20,9 @@ from workers.consolidation.prepare import TRAIN_CONTEXT_TOKENS, Prepared, prepar
 from workers.consolidation.work import Work
 from workers.context_search.style import closeness, is_broken, weights
 
+# As long as the longest that a norm may ask for, so that every checker asks its packages.
+CHECKED_REPLY = "This is a reply. " * 300
+
 
 @dataclass(frozen=True)
 class Material:
@@ -46,7 +49,10 @@ def material(work: Work, *, base: Base, settings: Settings) -> Material:
 
     Raises:
         JobFailed: too little of it, with the counts.
+        VerifiersMissing: its norms can't be checked here.
     """
+    # Asked here, where the answer ends this scope alone.
+    adherence(work.norms, "", CHECKED_REPLY)
     least = settings.user_min_feedbacks if work.scope.kind == "user" else settings.min_feedbacks
     dataset = build(work, min_examples=least, max_train=settings.train_steps * settings.train_batch)
     return Material(

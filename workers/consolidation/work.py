@@ -11,7 +11,7 @@ from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE, FeedbackEvent, Frozen, Interaction, latest_interactions
 from service.domain.norms import Norm
 from service.domain.slow_weights import AdapterVersion, Promote, Reject, Scope, TrainReport
-from service.errors import JobFailed
+from service.errors import FastslowError
 
 Stage = Literal["data", "anchors", "train", "measure", "judge", "publish"]
 
@@ -116,7 +116,7 @@ class Outcome(Frozen):
         return self.report.absorbed
 
 
-Ends = dict[str, Outcome | JobFailed | LeaseLost]
+Ends = dict[str, Outcome | FastslowError | LeaseLost]
 """How each job of a process ended, by its id."""
 Consolidate = Callable[[Sequence[Work], OnProgress], Ends]
 """Consolidates scopes side by side. A job that fails does not take the others along."""
