@@ -62,7 +62,7 @@ class JobRun:
         if self.job.ended:
             await self._store.jobs.release(self.job, token=self.token)
             return False
-        self.update(state="running", stage="data", attempts=self.job.attempts + 1)
+        self.update(state="running", stage="data", reasons=(), attempts=self.job.attempts + 1)
         return True
 
     def show(self, progress: Progress) -> None:
@@ -146,6 +146,15 @@ class JobRun:
             self.job = ended
             await self._count(promoted)
         return written
+
+    async def leave(self, reason: str) -> None:
+        """Leave the job open for its next worker, and show why: the sweep queues it once the lease has run out.
+
+        Raises:
+            StoreUnavailable: Redis is away; the job is open all the same.
+        """
+        self.update(reasons=(reason,))
+        await self._store.jobs.renew(self.job, token=self.token, lease_seconds=self._settings.lease_seconds)
 
     async def _count(self, promoted: AdapterVersion | None) -> None:
         """For the gateways' metrics."""

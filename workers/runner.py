@@ -16,7 +16,7 @@ from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
 from service.store.jobs import Job
-from workers.consolidation.work import Consolidate, Ends, LeaseLost, Outcome, Progress, UserLog, Work
+from workers.consolidation.work import Consolidate, Ends, LeaseLost, NotNow, Outcome, Progress, UserLog, Work
 from workers.lease import LOG_SECONDS, JobRun
 from workers.quarantine import LoadedBase, quarantine
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # What vLLM must generate with a new version before anybody is served by it.
 PROBE_TOKENS = 4
-# So many workers may die of a job, or be killed in its time, before it is given up.
+# So many workers may die of a job, be killed in its time, or find away what its end needs, before it is given up.
 MOST_ATTEMPTS = 4
 
 
@@ -91,7 +91,7 @@ async def _gathered(
             work = await gather(run.job, store)
             async with ending(run, work):
                 if run.job.attempts > MOST_ATTEMPTS:
-                    raise JobFailed(f"given up after {MOST_ATTEMPTS} workers died or were killed while they were at it")
+                    raise JobFailed(f"given up after {MOST_ATTEMPTS} workers died, were killed, or could not end it")
                 works[job_id] = work
     return works
 
@@ -132,7 +132,8 @@ async def _end(run: JobRun, work: Work, end: Outcome | FastslowError | LeaseLost
 async def ending(run: JobRun, work: Work | None = None) -> AsyncIterator[None]:
     """Around a job's own part: an error there ends this job as failed and goes no further, for the others have ends of their own.
 
-    A job whose lease is gone, or that can't be ended because Redis stays away, is left for the sweep.
+    A job whose lease is gone, or that can't be ended because Redis stays away, is left for the sweep; and so is one that can't be ended
+    now for other reasons, a few times: it must not wait for new feedback because vLLM was restarted.
     """
     try:
         try:
@@ -140,6 +141,10 @@ async def ending(run: JobRun, work: Work | None = None) -> AsyncIterator[None]:
         except LeaseLost:
             raise
         except FastslowError as error:
+            if isinstance(error, NotNow) and run.job.attempts < MOST_ATTEMPTS:
+                log.warning("job %s is left for its next worker: %s", run.job.id, error)
+                await run.leave(error.message)
+                return
             log.error("job %s failed: %s", run.job.id, error)
             await run.end(work, "failed", reasons=(error.message,))
         except Exception as error:
@@ -221,7 +226,8 @@ async def probe(engine: Engine, version: AdapterVersion) -> None:
     """Have vLLM load and use the version before anybody is served by it: the user's replica, or one, and the others load it.
 
     Raises:
-        JobFailed: vLLM is away, refuses it, or says nothing with it.
+        JobFailed: vLLM refuses it, or says nothing with it.
+        NotNow: vLLM is away.
     """
     body = {
         "model": version.name,
@@ -233,8 +239,10 @@ async def probe(engine: Engine, version: AdapterVersion) -> None:
     affinity = affinity_of_scope(Scope.parse(version.scope), tenant=version.tenant)
     try:
         reply = await engine.complete(body, request_id=f"probe-{version.name}", affinity=affinity)
-    except (UpstreamRejected, EngineUnavailable) as error:
+    except UpstreamRejected as error:
         raise JobFailed(f"vLLM could not serve {version.name}: {error.message}") from error
+    except EngineUnavailable as error:
+        raise NotNow(f"vLLM could not serve {version.name}: {error.message}") from error
     if reply["usage"]["completion_tokens"] == 0:
         raise JobFailed(f"vLLM generated nothing with {version.name}")
     if not affinity:

@@ -97,7 +97,7 @@ class Job(Frozen):
     beta: float | None = None
     """The larger of the two KL coefficients that hold it there."""
     reasons: tuple[str, ...] = ()
-    """Why it was rejected or failed."""
+    """Why it was rejected or failed; of one that runs, why its last worker could not end it."""
     version: str | None = None
     """The version that it promoted."""
     report: TrainReport | None = None

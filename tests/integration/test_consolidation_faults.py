@@ -254,6 +254,32 @@ async def test_a_redis_that_is_gone_for_longer_than_a_lease_costs_no_training(
     await store.close()
 
 
+@pytest.mark.parametrize("back", [True, False])
+async def test_a_job_whose_end_needs_what_is_away_is_tried_again_a_few_times(
+    store: Store, settings: Settings, vllm: FakeVllm, back: bool
+) -> None:
+    few = settings.model_copy(update={"due_feedbacks": 1, "user_min_feedbacks": 1})
+    await give_feedback(store, 1)
+    job = await opened(store)
+    await vllm.stop()
+    for attempt in range(1, MOST_ATTEMPTS):
+        left = await run(job, store, few, Trainer(vllm))
+        assert (left.ended, left.attempts) == (False, attempt)
+        assert "vLLM could not serve" in left.reasons[0]
+        sent, later = RecordedJobs(), time.time() + few.lease_seconds + 1
+
+        async def queued_again(sent: RecordedJobs = sent, later: float = later) -> bool:
+            return await sweep(store, sent, few, now=later, unique=lambda: "x") == [job.id]
+
+        await until(queued_again)
+    if back:
+        await vllm.start()
+    ended = await run(job, store, few, Trainer(vllm))
+    assert (ended.state, ended.attempts) == ("promoted" if back else "failed", MOST_ATTEMPTS)
+    assert bool(ended.reasons) == (not back)
+    assert await sweep(store, RecordedJobs(), few, now=10.0, unique=lambda: "y") == []
+
+
 async def after_deaths(store: Store, scope: Scope, *, deaths: int) -> Job:
     """A job at which so many workers have died."""
     job = await opened(store, scope)

@@ -99,6 +99,15 @@ def test_the_same_work_gives_the_same_version(tiny_base, tiny_settings, log, tmp
     assert names[0] == names[1]
 
 
+def test_a_second_job_of_the_same_weights_publishes_them_under_the_next_number(tiny_base, tiny_settings, log):
+    settings = roomy(tiny_settings, learning_rate=1e-2)
+    first, second = (end_of(tiny_base, settings, work(log, job=job)).version for job in ("job-1", "job-2"))
+    assert second.content_sha256 == first.content_sha256
+    assert (first.number, second.number) == (1, 2)
+    assert {path.name for path in settings.adapter_store_dir.iterdir()} == {first.name, second.name}
+    assert end_of(tiny_base, settings, work(log, job="job-2")).version.name == second.name
+
+
 def test_a_tight_budget_scales_down_and_the_published_file_keeps_to_it(tiny_base, tiny_settings, log):
     settings = tiny_settings.model_copy(update={"learning_rate": 1e-2, "kl_text_budget_nats": 1e-3})
     outcome = end_of(tiny_base, settings, work(log))

@@ -20,6 +20,10 @@ from workers.consolidation.checkpoint import SUFFIX as CHECKPOINT
 from workers.files import ASIDE, remove_orphans
 
 
+class NameTaken(JobFailed):
+    """Another job has published under the name."""
+
+
 @contextmanager
 def aside(store: AdapterStore, *, job: str) -> Iterator[Path]:
     """A local folder to prepare a version in, gone afterwards.
@@ -49,7 +53,8 @@ def publish(folder: Path, version: AdapterVersion, *, store: AdapterStore) -> No
     A version that is there already with the same job and weights is left as it is: a worker was killed after it had published.
 
     Raises:
-        JobFailed: another version has the name, or the files are not what `version` says.
+        NameTaken: by another job.
+        JobFailed: what has the name can't be read, or the files are not what `version` says.
         OSError: the disk is full, or the store is away.
     """
     (folder / PROVENANCE).write_text(version.model_dump_json(indent=2))
@@ -81,7 +86,6 @@ def verify(folder: Path, version: AdapterVersion) -> None:
 
 
 def _check_published_before(store: AdapterStore, version: AdapterVersion) -> None:
-    there = None
     try:
         with store.reading(version.name) as folder:
             there = AdapterVersion.model_validate_json((folder / PROVENANCE).read_bytes())
@@ -92,7 +96,7 @@ def _check_published_before(store: AdapterStore, version: AdapterVersion) -> Non
         raise JobFailed(
             f"{version.name} is in the store already and can't be read: {error}; nothing was written"
         ) from error
-    raise JobFailed(f"{version.name} is in the store already and is another version; nothing was written")
+    raise NameTaken(f"{version.name} is in the store already, from job {there.job}; nothing was written")
 
 
 def _unwritable(store: AdapterStore, error: Exception) -> str:

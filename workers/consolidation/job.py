@@ -25,7 +25,7 @@ from workers.consolidation.lora import LoraStack, OtherShape, Shape
 from workers.consolidation.published import outcome
 from workers.consolidation.task import Material, Task, candidate, material, task
 from workers.consolidation.trainer import train
-from workers.consolidation.work import Ends, LeaseLost, OnProgress, Progress, Work
+from workers.consolidation.work import Ends, LeaseLost, NotNow, OnProgress, Progress, Work
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ def consolidate(
             for of, judgement in _judged(tasks, trained, base, settings, store, limits, clock, going):
                 _end(of, judgement, base, settings, store, limits, clock, going)
     for job, end in going.ends.items():
-        # Whoever took the job over goes on from its checkpoint.
-        if not isinstance(end, LeaseLost):
+        # Whoever takes the job over goes on from its checkpoint.
+        if not isinstance(end, LeaseLost | NotNow):
             checkpoints.remove(job)
     return going.ends
 
@@ -130,7 +130,8 @@ def _start(stack: LoraStack, of: Task, store: AdapterStore) -> None:
     """Give a slot the weights that it starts from.
 
     Raises:
-        JobFailed: the files of that version, or of another that it will be judged against, can't be had or read.
+        JobFailed: that version, or another that it will be judged against, is not there or can't be read.
+        NotNow: their files can't be had.
     """
     for name in _rivals(of):
         with _reading(name, store) as folder:
@@ -152,15 +153,18 @@ def _reading(version: str, store: AdapterStore) -> Iterator[Path]:
     """Around the reading of a version in use.
 
     Raises:
-        JobFailed: its files can't be had or read.
+        JobFailed: it is not there, or can't be read.
+        NotNow: its files can't be had.
     """
     try:
         with store.reading(version) as folder:
             yield folder
     except (OSError, ValueError, KeyError, SafetensorError, AdapterRefused) as error:
-        raise JobFailed(
-            f"the version in use, {version}, can't be loaded from {store}: {error}; if that stays so, roll back"
-        ) from error
+        told = f"the version in use, {version}, can't be loaded from {store}: {error}"
+        cause = error.__cause__ if isinstance(error, AdapterRefused) else error
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise NotNow(told) from error
+        raise JobFailed(f"{told}; if that stays so, roll back") from error
 
 
 def _telling(going: Going, settings: Settings) -> Callable[[str, Step], None]:
@@ -219,7 +223,7 @@ def _read_rivals(
         try:
             with _reading(name, store) as folder:
                 look(name, folder)
-        except JobFailed as error:
+        except (JobFailed, NotNow) as error:
             going.ends |= {of.work.job: error for of in tasks if name in _rivals(of)}
     return [of for of in tasks if going.on(of.work.job)]
 

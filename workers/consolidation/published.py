@@ -1,16 +1,20 @@
 """The record of a candidate: its report, its version, and its files in the store."""
 
+import logging
+from itertools import count
+
 from service.domain.policy import Limits, decide
 from service.domain.slow_weights import AdapterVersion, Reject, TrainReport, version_name
-from service.errors import JobFailed
 from service.settings import Settings
 from workers.adapter_store import AdapterStore
-from workers.consolidation.artifact import publish
+from workers.consolidation.artifact import NameTaken, publish
 from workers.consolidation.base import Base
 from workers.consolidation.clock import Clock
 from workers.consolidation.judgement import Judgement
 from workers.consolidation.task import Task
-from workers.consolidation.work import Outcome
+from workers.consolidation.work import NotNow, Outcome
+
+log = logging.getLogger(__name__)
 
 
 def outcome(
@@ -26,17 +30,23 @@ def outcome(
     """Decide on a judged candidate, and publish it if it is promoted.
 
     Raises:
-        JobFailed: the disk is full, the store is away, or another version has the name.
+        JobFailed: the files can't be written or read back.
+        NotNow: the disk is full, or the store is away.
     """
     report = _report(task, judgement, base, clock)
     decision = decide(report, limits)
     if isinstance(decision, Reject):
         return Outcome(decision=decision, report=report)
-    version = _version(task, judgement, report, base, settings)
-    try:
-        publish(task.folder, version, store=store)
-    except OSError as error:
-        raise JobFailed(f"{version.name} can't be published: {error}") from error
+    # A job that was not promoted has left its version until it is retired; the same weights again have the same name.
+    for number in count(task.work.number):
+        version = _version(task, judgement, report, base, settings, number=number)
+        try:
+            publish(task.folder, version, store=store)
+            break
+        except NameTaken as taken:
+            log.info("job %s takes the next number: %s", task.work.job, taken)
+        except OSError as error:
+            raise NotNow(f"{version.name} can't be published: {error}") from error
     return Outcome(decision=decision, report=report, version=version)
 
 
@@ -56,13 +66,15 @@ def _report(task: Task, judgement: Judgement, base: Base, clock: Clock) -> Train
     )
 
 
-def _version(task: Task, judgement: Judgement, report: TrainReport, base: Base, settings: Settings) -> AdapterVersion:
+def _version(
+    task: Task, judgement: Judgement, report: TrainReport, base: Base, settings: Settings, *, number: int
+) -> AdapterVersion:
     work, learner = task.work, task.learner
     return AdapterVersion(
-        name=version_name(work.scope, tenant=work.tenant, number=work.number, content_sha256=judgement.sha256),
+        name=version_name(work.scope, tenant=work.tenant, number=number, content_sha256=judgement.sha256),
         tenant=work.tenant,
         scope=str(work.scope),
-        number=work.number,
+        number=number,
         parent=work.parent,
         base_model=base.name,
         base_sha256=base.sha256,

@@ -60,7 +60,7 @@ class Work(Frozen):
     scope: Scope
     job: str
     number: int
-    """The new version's number."""
+    """The new version's number, or a later one where another job's version has its name."""
     parent: str = BASE
     """Name of the version in use, whose folder lies in the adapter store; `base` if none."""
     pooled: str = BASE
@@ -93,6 +93,10 @@ class Progress(Frozen):
 
 class LeaseLost(Exception):
     """Another worker has taken a job over, or Redis was away for longer than the lease: this one must write nothing more of it."""
+
+
+class NotNow(FastslowError):
+    """What a job's end needs is away: vLLM, or the adapter store. It stays open, and its next worker ends it."""
 
 
 OnProgress = Callable[[str, Progress], None]
