@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from service.domain.feedback import Message
+from service.domain.norms import Norm
 from service.errors import JobFailed
 from workers.consolidation.anchors import load_anchors
 from workers.consolidation.checkpoint import Checkpoints
@@ -180,7 +181,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_the_same(tiny_ba
     assert learners[0].progress.losses == pytest.approx(unbroken.progress.losses, abs=1e-5)
 
 
-@pytest.mark.parametrize("change", ["data", "settings", "spoilt"])
+@pytest.mark.parametrize("change", ["data", "settings", "full context", "norms", "anchors", "base", "spoilt"])
 def test_a_checkpoint_of_another_training_is_left_alone(tiny_base, settings, learner_of, tmp_path, change):
     checkpoints = Checkpoints(tmp_path)
     run(tiny_base, [learner_of(2)], settings, checkpoints=checkpoints)
@@ -192,6 +193,15 @@ def test_a_checkpoint_of_another_training_is_left_alone(tiny_base, settings, lea
     if change == "settings":
         settings = settings.model_copy(update={"learning_rate": 1e-4})
         following = learner_of(2, settings=settings)
+    if change == "full context":
+        longer = [dataclasses.replace(p, full_context=p.alone) for p in following.examples]
+        following = learner_of(2, examples=longer)
+    if change == "norms":
+        following = learner_of(2, norms=(Norm(name="title", checker="title"),))
+    if change == "anchors":
+        following.anchors = load_anchors(tiny_base, cache=tmp_path / "fewer", limit=4, progress=lambda *_: None)
+    if change == "base":
+        tiny_base = dataclasses.replace(tiny_base, sha256="1" * 64)
     if change == "spoilt":
         path.write_bytes(path.read_bytes()[:100])
     steps = []

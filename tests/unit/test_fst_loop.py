@@ -1,5 +1,6 @@
 """Whole runs on a tiny random model: what each arm does, that it learns, that a killed run ends as one that was not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from service.errors import Conflict, InvalidRequest, JobFailed
 from tests.fst_tasks import ADVICE, SayTheLetter, find
 from workers.fst import folder as folders
-from workers.fst.folder import CURVE, PLAN, REPLIES
+from workers.fst.folder import CURVE, GROUND, PLAN, REPLIES
 from workers.fst.loop import Loop
 from workers.fst.plan import checked_plan
 from workers.fst.policy import opened
@@ -48,9 +49,7 @@ def go(tiny_base, tiny_settings, tmp_path):
         return train(
             plan,
             tmp_path / name,
-            base=lambda: tiny_base,
-            settings=tiny_settings,
-            **{"find": find, **options},
+            **{"base": lambda: tiny_base, "settings": tiny_settings, "find": find, **options},
         )
 
     return run
@@ -213,6 +212,32 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(go):
     go(plan_of(arm="rl"))
     with pytest.raises(Conflict, match=r"seed 0 \(not 1\)"):
         go(plan_of(arm="rl", seed=1))
+
+
+@pytest.mark.parametrize("change", ["lora_alpha", "base_sha256"])
+def test_a_run_goes_on_only_with_the_model_and_the_adapters_that_it_began_with(
+    go, tiny_base, tiny_settings, tmp_path, change
+):
+    plan = plan_of(arm="rl")
+    assert go(plan, limit_seconds=0.0) is None
+    other = {
+        "lora_alpha": {"settings": tiny_settings.model_copy(update={"lora_alpha": 16})},
+        "base_sha256": {"base": lambda: dataclasses.replace(tiny_base, sha256="1" * 64)},
+    }[change]
+    with pytest.raises(InvalidRequest, match=rf"holds a run with {change} \w+ \(not \w+\): set"):
+        go(plan, **other)
+    with pytest.raises(InvalidRequest, match=rf"of another model, rank or kind: {change}"):
+        go(plan_of(arm="rl", start=str(tmp_path / "run")), "next", **other)
+    assert go(plan)["steps"] == plan.steps
+
+
+def test_a_folder_that_does_not_tell_its_ground_is_gone_on_with_and_tells_it_then(go, tmp_path):
+    plan = plan_of(arm="rl")
+    assert go(plan, limit_seconds=0.0) is None
+    ground = (tmp_path / "run" / GROUND).read_text()
+    (tmp_path / "run" / GROUND).unlink()
+    assert go(plan)["steps"] == plan.steps
+    assert (tmp_path / "run" / GROUND).read_text() == ground
 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(go, tmp_path):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from workers.adapter_store import AdapterStore
 from workers.consolidation.adamw import SlotAdamW
+from workers.consolidation.anchors import KINDS
 from workers.consolidation.learner import Learner, Progress
 from workers.consolidation.lora import LoraStack
 
@@ -105,9 +106,15 @@ def _depends(learner: Learner, stack: LoraStack) -> str:
     parts = [
         [[row.prompt, row.replies] for row in learner.rows()],
         [[p.example.kind, p.example.rating, p.example.comment] for p in learner.examples],
+        # What the context and the norms teach, they teach by what is drawn under these.
+        [[row and [row.prompt, row.replies] for row in (p.full_context, p.with_comment)] for p in learner.examples],
+        [norm.model_dump(mode="json") for norm in learner.norms],
+        [[kind, [[a.row.prompt, a.row.replies] for a in learner.anchors.of(kind, "steer")]] for kind in KINDS],
+        stack.base.sha256,
         learner.plan,
         learner.budgets,
         learner.start,
-        [settings.learning_rate, settings.train_seed, stack.shape.rank, stack.shape.alpha, stack.shape.targets],
+        [settings.learning_rate, settings.train_seed, settings.train_token_limit],
+        [stack.shape.rank, stack.shape.alpha, stack.shape.targets],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -13,6 +13,7 @@ from statistics import fmean
 from torch import Tensor
 
 from service.domain.feedback import BASE
+from service.domain.norms import Norm
 from service.errors import JobFailed
 from service.settings import Settings
 from workers.consolidation.anchors import KINDS, Anchor, Anchors, Kind
@@ -96,8 +97,10 @@ class Learner:
     hindsight: dict[Row, Credited] = field(default_factory=dict)
     distills: bool = False
     """Whether its context measurably helps, so that the model may learn from it."""
+    norms: Sequence[Norm] = ()
+    """Those attached to the scope."""
     adherence: Adherence | None = None
-    """Of the norms attached to the scope."""
+    """To these norms."""
     distilled: list[tuple[Row, Tensor]] = field(default_factory=list)
     rewarded: list[tuple[Row, Credited]] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)

@@ -78,7 +78,7 @@ class LoraStack:
     def __init__(self, base: Base, shape: Shape, layers: Mapping[str, nn.Linear], *, slots: int, seed: int) -> None:
         self.shape = shape
         self.slots = slots
-        self._base = base
+        self.base = base
         self._layers = layers
         self._blocks = _blocks(layers)
         self._sizes = [size for layer in layers.values() for size in _sizes(layer, shape.rank)]
@@ -133,7 +133,7 @@ class LoraStack:
             lora_alpha=self.shape.alpha,
             target_modules=sorted(self.shape.targets),
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self._base.name,
+            base_model_name_or_path=self.base.name,
             inference_mode=True,
         ).to_dict()
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain))

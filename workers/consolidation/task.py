@@ -86,7 +86,9 @@ def task(found: Material, *, slot: int, folder: Path, anchors: Anchors, settings
     }
     start = work.pooled if work.parent == BASE else work.parent
     held = _adherence(work.norms)
-    learner = Learner(work.job, slot, found.training, budgets, anchors, settings, start=start, adherence=held)
+    learner = Learner(
+        work.job, slot, found.training, budgets, anchors, settings, start=start, norms=work.norms, adherence=held
+    )
     return Task(work, found.heldout, folder, learner)
 
 

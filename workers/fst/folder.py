@@ -1,4 +1,4 @@
-"""The folder of a run: its plan, its curves as JSON lines, a checkpoint after every cycle, its result.
+"""The folder of a run: its plan and the ground that it stands on, its curves as JSON lines, a checkpoint after every cycle, its result.
 
 A killed run goes on from its last checkpoint: what it had written beyond that is cut off, so it ends as one that was never killed.
 """
@@ -9,25 +9,52 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
 
 from service.domain.feedback import Frozen
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, InvalidRequest, NotFound
+from service.settings import Settings
 from workers.fst.contexts import EMPTY, TaskContext
 from workers.fst.material import Material
 from workers.fst.plan import Plan
 
-PLAN, CURVE, REPLIES, CHECKPOINT, RESULT, LOCK = (
+PLAN, GROUND, CURVE, REPLIES, CHECKPOINT, RESULT, LOCK = (
     "plan.json",
+    "ground.json",
     "curve.jsonl",
     "replies.jsonl",
     "checkpoint.pt",
     "result.json",
     ".lock",
 )
+
+
+class Ground(Frozen):
+    """What a run's weights belong to: the base model, and of the settings the shape of the adapters."""
+
+    base_sha256: str
+    lora_rank: int | None = None
+    """None here and below where all weights are trained."""
+    lora_alpha: int | None = None
+    lora_target_modules: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, settings: Settings, *, base_sha256: str) -> Self:
+        if plan.weights == "full":
+            return cls(base_sha256=base_sha256)
+        return cls(
+            base_sha256=base_sha256,
+            lora_rank=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_target_modules=tuple(sorted(settings.lora_target_modules)),
+        )
+
+    def differences(self, now: Self) -> list[str]:
+        """What is another one now, in words."""
+        return _differences(self.model_dump(), now.model_dump())
 
 
 class State(Frozen):
@@ -59,6 +86,22 @@ class Run:
         except FileNotFoundError:
             return None
 
+    def stand_on(self, ground: Ground) -> None:
+        """Go on only on the ground that the run began on.
+
+        Raises:
+            InvalidRequest: it is another; what differs.
+        """
+        there = read_ground(self.folder)
+        if there is None:
+            _write(self.folder / GROUND, ground.model_dump_json(indent=1))
+        elif differ := there.differences(ground):
+            raise InvalidRequest(
+                f"{self.folder} holds a run with {', '.join(differ)}: set FASTSLOW_MODEL and FASTSLOW_LORA_* as they were, "
+                "or choose another --out.",
+                param="out",
+            )
+
     def curve(self) -> list[dict[str, Any]]:
         """The records so far."""
         path = self.folder / CURVE
@@ -88,9 +131,7 @@ class Run:
         return (state, saved) if saved else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        aside = self.folder / f"{RESULT}.new"
-        aside.write_text(json.dumps(result, indent=1, allow_nan=False))
-        os.replace(aside, self.folder / RESULT)
+        _write(self.folder / RESULT, json.dumps(result, indent=1, allow_nan=False))
 
 
 @contextmanager
@@ -127,17 +168,31 @@ def read_plan(folder: Path) -> Plan:
         raise NotFound(f"{folder} holds no run of Fast-Slow Training that could be read.") from error
 
 
+def read_ground(folder: Path) -> Ground | None:
+    """The ground of the run in a folder; None where it has none that is told."""
+    path = folder / GROUND
+    return Ground.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
 def _claim(folder: Path, plan: Plan) -> None:
     if (folder / PLAN).exists():
         there = read_plan(folder)
         if there == plan:
             return
-        was, now = there.model_dump(), plan.model_dump()
-        differ = [f"{name} {was[name]} (not {now[name]})" for name in was if was[name] != now[name]]
+        differ = _differences(there.model_dump(), plan.model_dump())
         raise Conflict(f"{folder} holds another run, with {', '.join(differ)}: choose another --out, or remove it.")
-    aside = folder / f"{PLAN}.new"
-    aside.write_text(plan.model_dump_json(indent=1))
-    os.replace(aside, folder / PLAN)
+    _write(folder / PLAN, plan.model_dump_json(indent=1))
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {was[name]} (not {now[name]})" for name in was if was[name] != now[name]]
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(text)
+    os.replace(aside, path)
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from workers.consolidation.base import Base
 from workers.fst import folder as folders
 from workers.fst import policy as policies
 from workers.fst.curves import Curves, conclude
-from workers.fst.folder import CHECKPOINT, State
+from workers.fst.folder import CHECKPOINT, Ground, State, read_ground
 from workers.fst.loop import Loop
 from workers.fst.plan import Plan
 from workers.fst.problems import Problems
@@ -45,7 +45,7 @@ def train(
         limit_seconds: no cycle is begun after these.
 
     Raises:
-        InvalidRequest: an unknown task.
+        InvalidRequest: an unknown task, or another base model or shape of adapters than the run began with.
         Conflict: the folder holds another run, or another process is at work in it.
         JobFailed: no model, a loss that is not finite, or a vLLM that can't be given the adapters.
         EngineUnavailable: no vLLM, where the plan wants one.
@@ -56,6 +56,8 @@ def train(
         if run.result is not None:
             return run.result
         frozen = base()
+        ground = Ground.of(plan, settings, base_sha256=frozen.sha256)
+        run.stand_on(ground)
         anchors = load_anchors(
             frozen, cache=settings.data_dir / "anchors", limit=settings.anchors, progress=lambda done, of: None
         )
@@ -63,7 +65,7 @@ def train(
             policies.opened(frozen, plan, settings) as policy,
             _rollers(policy, plan, out=out, settings=settings) as rollers,
         ):
-            _start(policy, plan)
+            _start(policy, plan, ground)
             curves = Curves(run, policy, rollers, problems, anchors, on_point=on_point)
             loop = Loop(run, policy, rollers, problems, settings=settings, measure=curves.point, on_step=on_step)
             if not loop.go(enough=lambda: time.monotonic() > end):
@@ -77,7 +79,7 @@ def _rollers(policy: policies.Policy, plan: Plan, *, out: Path, settings: Settin
     return nullcontext(in_process(policy))
 
 
-def _start(policy: policies.Policy, plan: Plan) -> None:
+def _start(policy: policies.Policy, plan: Plan, ground: Ground) -> None:
     """Begin with another run's weights, as it learnt them (its export may be scaled down).
 
     Raises:
@@ -90,6 +92,11 @@ def _start(policy: policies.Policy, plan: Plan) -> None:
         weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
     except (OSError, KeyError, RuntimeError) as error:
         raise InvalidRequest(f"--start {plan.start}: there is no run with a checkpoint.", param="start") from error
-    if [w.shape for w in weights] != [p.shape for p in policy.parameters]:
-        raise InvalidRequest(f"--start {plan.start}: its weights are of another model, rank or kind.", param="start")
+    there = read_ground(Path(plan.start))
+    differ = there.differences(ground) if there else []
+    if differ or [w.shape for w in weights] != [p.shape for p in policy.parameters]:
+        told = f": {', '.join(differ)}" if differ else ""
+        raise InvalidRequest(
+            f"--start {plan.start}: its weights are of another model, rank or kind{told}.", param="start"
+        )
     policies.restore(policy, weights)
