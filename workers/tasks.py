@@ -31,7 +31,7 @@ from workers.consolidation.work import Ends, OnProgress, Work
 from workers.context_search.due import send_due
 from workers.quarantine import HashedBase, LoadedBase, quarantine_all
 from workers.retention import replicas, retire_old
-from workers.runner import run_jobs
+from workers.runner import MOST_ATTEMPTS, run_jobs
 from workers.sweep import sweep as run_sweep
 
 if TYPE_CHECKING:
@@ -193,7 +193,16 @@ def fast_slow(plan: dict[str, object], out: str) -> None:
     from workers.fst.run import train
 
     limit = settings.job_limit_seconds
-    if train(checked_plan(**plan), Path(out), base=_base, settings=settings, limit_seconds=limit) is None:
+    # The broker hands out again whatever a worker died of.
+    done = train(
+        checked_plan(**plan),
+        Path(out),
+        base=_base,
+        settings=settings,
+        limit_seconds=limit,
+        most_attempts=MOST_ATTEMPTS,
+    )
+    if done is None:
         app.send_task(FAST_SLOW, args=(plan, out))
 
 

@@ -11,6 +11,10 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.jobs import CONSOLIDATE_QUEUE, FAST_SLOW, celery_app
 from service.settings import Settings
+from workers.fst import folder as folders
+from workers.fst.folder import ATTEMPTS
+from workers.fst.plan import checked_plan
+from workers.runner import MOST_ATTEMPTS
 
 FEW = {
     "steps": 2,
@@ -102,9 +106,22 @@ def test_the_queue_of_gpu_nodes_takes_runs():
 
 # A process of its own imports everything anew: on a busy machine that alone takes a minute.
 @pytest.mark.timeout(300)
-def test_a_worker_does_a_run(fastslow, tmp_path):
+def test_a_worker_does_a_run_and_gives_up_one_that_killed_too_many_before(fastslow, tmp_path):
     plan = {"tasks": ["star-graph-2x2"], "arm": "rl", **FEW}
-    code = f"from workers.tasks import fast_slow; fast_slow({plan!r}, {str(tmp_path / 'out')!r})"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **fastslow.env}, check=True, capture_output=True)
+    with folders.opened(tmp_path / "out", checked_plan(**plan)):
+        (tmp_path / "out" / ATTEMPTS).write_text(str(MOST_ATTEMPTS))
+    code = f"""
+from service.errors import JobFailed
+from workers.tasks import fast_slow
+try:
+    fast_slow({plan!r}, {str(tmp_path / "out")!r})
+except JobFailed as error:
+    print(error)
+fast_slow({plan!r}, {str(tmp_path / "out")!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **fastslow.env}, check=True, capture_output=True, text=True
+    )
+    assert "is given up after 4 workers died" in done.stdout
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["samples"] == FEW["steps"] * FEW["batch_problems"] * FEW["rollouts"]

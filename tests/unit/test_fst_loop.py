@@ -9,7 +9,7 @@ import torch
 from service.errors import Conflict, InvalidRequest, JobFailed
 from tests.fst_tasks import ADVICE, SayTheLetter, find
 from workers.fst import folder as folders
-from workers.fst.folder import CURVE, GROUND, PLAN, REPLIES
+from workers.fst.folder import CURVE, GROUND, PLAN, REPLIES, State
 from workers.fst.loop import Loop
 from workers.fst.plan import checked_plan
 from workers.fst.policy import opened
@@ -189,6 +189,39 @@ def test_a_run_in_slices_of_a_cycle_ends_as_a_whole_one(tiny_base, tiny_settings
     assert [step for name, step, *_ in states if name == "sliced"] == [2, 4]
     assert states[0][1:] == states[-1][1:]
     assert (tmp_path / "sliced" / CURVE).read_text() == (tmp_path / "whole" / CURVE).read_text()
+
+
+@pytest.fixture
+def die(tmp_path):
+    """One more worker is at the run of a plan and never comes to an end of its attempt; what it does before."""
+    left = []
+
+    def at(plan, do=lambda run: None):
+        with folders.opened(tmp_path / "run", plan) as run:
+            left.append(run.attempt(most=4))
+            left[-1].__enter__()
+            do(run)
+
+    return at
+
+
+def test_a_run_that_kills_its_workers_is_given_up_and_may_be_sent_again(go, die):
+    plan = plan_of(arm="rl")
+    for _ in range(4):
+        die(plan)
+    with pytest.raises(JobFailed, match="given up after 4 workers died"):
+        go(plan, most_attempts=4)
+    assert go(plan, most_attempts=4)["steps"] == plan.steps
+
+
+def test_workers_that_got_on_before_they_died_or_ended_by_themselves_are_not_counted(go, die):
+    plan = plan_of(arm="rl")
+    for _ in range(6):
+        assert go(plan, limit_seconds=0.0, most_attempts=4) is None
+    for number in range(6):
+        die(plan, lambda run, number=number: run.save(State(), {}) if number == 2 else None)
+    with pytest.raises(JobFailed, match="given up after 4 workers died"):
+        go(plan, most_attempts=4)
 
 
 def test_a_run_that_is_out_of_time_says_so_and_goes_on_later(go):

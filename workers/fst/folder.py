@@ -15,19 +15,20 @@ import torch
 from pydantic import ValidationError
 
 from service.domain.feedback import Frozen
-from service.errors import Conflict, InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest, JobFailed, NotFound
 from service.settings import Settings
 from workers.fst.contexts import EMPTY, TaskContext
 from workers.fst.material import Material
 from workers.fst.plan import Plan
 
-PLAN, GROUND, CURVE, REPLIES, CHECKPOINT, RESULT, LOCK = (
+PLAN, GROUND, CURVE, REPLIES, CHECKPOINT, RESULT, ATTEMPTS, LOCK = (
     "plan.json",
     "ground.json",
     "curve.jsonl",
     "replies.jsonl",
     "checkpoint.pt",
     "result.json",
+    "attempts",
     ".lock",
 )
 
@@ -102,6 +103,26 @@ class Run:
                 param="out",
             )
 
+    @contextmanager
+    def attempt(self, *, most: int) -> Iterator[None]:
+        """Around a worker's time with the run. A worker that dies in it is counted, until the next checkpoint or any other end.
+
+        Raises:
+            JobFailed: so many have died; whoever begins again after that has as many attempts anew.
+        """
+        path = self.folder / ATTEMPTS
+        died = int(path.read_text()) if path.exists() else 0
+        try:
+            if died >= most:
+                raise JobFailed(
+                    f"the run in {self.folder} is given up after {died} workers died or were killed at it without a checkpoint: "
+                    "if their memory was full, send one of fewer rollouts, batch problems or tokens"
+                )
+            _write(path, str(died + 1))
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
     def curve(self) -> list[dict[str, Any]]:
         """The records so far."""
         path = self.folder / CURVE
@@ -119,6 +140,8 @@ class Run:
         aside = self.folder / f"{CHECKPOINT}.new"
         torch.save({"state": state.model_dump_json(), **tensors}, aside)
         os.replace(aside, self.folder / CHECKPOINT)
+        if (attempts := self.folder / ATTEMPTS).exists():
+            _write(attempts, "1")
 
     def resume(self) -> tuple[State, Mapping[str, Any]] | None:
         """The last checkpoint, the files cut back to it; None (and empty files) where there is none."""

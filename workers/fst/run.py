@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def train(
     on_point: OnPoint = lambda state, record: None,
     on_step: Callable[[int], None] = lambda step: None,
     limit_seconds: float = float("inf"),
+    most_attempts: int | None = None,
 ) -> dict[str, Any] | None:
     """Go on with the run in `out`, or begin it. Its result, or None where the time ended first: the same call goes on then.
 
@@ -43,18 +44,21 @@ def train(
         base: gives the frozen base; called only where there is something to do.
         find: the registry of tasks.
         limit_seconds: no cycle is begun after these.
+        most_attempts: so many processes may die at it without a checkpoint; None counts none.
 
     Raises:
         InvalidRequest: an unknown task, or another base model or shape of adapters than the run began with.
         Conflict: the folder holds another run, or another process is at work in it.
-        JobFailed: no model, a loss that is not finite, or a vLLM that can't be given the adapters.
+        JobFailed: too many attempts, no model, a loss that is not finite, or a vLLM that can't be given the adapters.
         EngineUnavailable: no vLLM, where the plan wants one.
     """
     end = time.monotonic() + limit_seconds
     problems = Problems(plan, find)
-    with folders.opened(out, plan) as run:
+    with folders.opened(out, plan) as run, ExitStack() as held:
         if run.result is not None:
             return run.result
+        if most_attempts is not None:
+            held.enter_context(run.attempt(most=most_attempts))
         frozen = base()
         ground = Ground.of(plan, settings, base_sha256=frozen.sha256)
         run.stand_on(ground)
