@@ -192,6 +192,67 @@ def test_one_user_of_many_has_at_most_twice_an_equal_share():
     assert dataset.dropped["over one user's share"] == 33
 
 
+def said_alone(user, count, *, watermark=0):
+    """A log of corrections, each to a prompt that nobody else has."""
+    said = [
+        FeedbackEvent(
+            revision=i,
+            at=float(i),
+            interaction=interaction(i, Signals(correction=f"wanted {i}"), prompt=f"{user} asks {i}", user=user),
+        )
+        for i in range(1, count + 1)
+    ]
+    return user_log(said, watermark=watermark)
+
+
+@pytest.mark.parametrize("watermark", [0, 8])
+def test_of_many_users_each_trains_and_judges_with_an_equal_share_of_their_newest_feedback(watermark):
+    users = {f"user-{n}": said_alone(f"user-{n}", 20, watermark=watermark) for n in range(50)}
+    dataset = build(work(users), min_examples=4, max_train=120)
+    trained, judged = (Counter(e.user for e in side if e.new) for side in (dataset.train, dataset.heldout))
+    assert len(trained) == 50
+    assert max(trained.values()) - min(trained.values()) <= 1
+    assert (len(judged), set(judged.values())) == (32, {1})
+    newest = {f"chatcmpl-user-{n}-20" for n in range(50)}
+    assert {e.id for e in dataset.heldout} <= newest
+
+
+def test_no_user_s_feedback_is_trained_on_that_is_newer_than_what_judges_of_them():
+    users = {f"user-{n}": said_alone(f"user-{n}", n + 1) for n in range(12)}
+    dataset = build(work(users), min_examples=4, max_train=1000)
+
+    def revisions(side, user):
+        return [int(e.id.rsplit("-", 1)[1]) for e in side if e.user == user]
+
+    for user in {e.user for e in dataset.heldout}:
+        trained, judging = revisions(dataset.train, user), revisions(dataset.heldout, user)
+        assert trained + judging == sorted(trained + judging)
+
+
+def test_who_has_said_one_thing_is_in_turn_trained_on_and_held_out():
+    users = {f"user-{n}": said_alone(f"user-{n}", 1) for n in range(8)} | {"talker": said_alone("talker", 2)}
+    datasets = [build(work(users, number=number), min_examples=4, max_train=1000) for number in range(1, 20)]
+    for user in users:
+        assert any(user in {e.user for e in dataset.train} for dataset in datasets)
+        assert any(user in {e.user for e in dataset.heldout} for dataset in datasets)
+
+
+def test_a_flood_has_no_larger_share_of_either_side_than_the_cap_leaves_it_of_the_whole():
+    users = {f"user-{n}": said_alone(f"user-{n}", 10) for n in range(19)} | {"loud": said_alone("loud", 200)}
+    dataset = build(work(users), min_examples=4, max_train=60)
+    # Twice (200 + 19 * 10) / 20 users.
+    kept = 39
+    for side in (dataset.train, dataset.heldout):
+        assert Counter(e.user for e in side)["loud"] <= len(side) * kept / (kept + 190) + 1
+
+
+def test_one_user_s_feedback_stays_in_the_order_in_which_it_was_said():
+    log = said_alone("ann", 40, watermark=16)
+    dataset = build(work({"ann": log}), min_examples=4, max_train=1000)
+    new = [e.id for e in (*dataset.train, *dataset.heldout) if e.new]
+    assert new == [f"chatcmpl-ann-{i}" for i in range(17, 41)]
+
+
 @pytest.mark.parametrize(
     ("users", "words"),
     [

@@ -2,6 +2,7 @@
 
 The split is by time and by prompt: the newest feedback judges, because it is what the user wants now; feedback on one prompt, be it of
 many interactions, is on one side. Only what is past the watermark judges, so no version is judged by what its parent was trained on.
+In a scope of several users the newest is what is newest of each.
 """
 
 import hashlib
@@ -91,7 +92,8 @@ def build(work: Work, *, min_examples: int, max_train: int) -> Dataset:
     """
     dropped: Counter[str] = Counter()
     by_user = {user: usable(user, log, dropped) for user, log in work.users.items()}
-    examples = [example for own in by_user.values() for example in _capped(own, by_user, dropped)]
+    capped = {user: _capped(own, by_user, dropped) for user, own in by_user.items()}
+    examples = _interleaved(capped, salt=work.number)
     new = sum(example.new for example in examples)
     found = f"{len(examples)} usable feedbacks, {new} of them new{_reasons(dropped)}"
     if len(examples) < min_examples or new == 0:
@@ -233,6 +235,25 @@ def _capped(own: list[Example], by_user: dict[str, list[Example]], dropped: Coun
     if len(own) > cap:
         dropped["over one user's share"] += len(own) - cap
     return own[-cap:]
+
+
+def _interleaved(by_user: dict[str, list[Example]], *, salt: int) -> list[Example]:
+    """All users' examples, replay first, each user's in their order and evenly over the whole, so that its end holds the newest of each.
+
+    Wherever it is cut, each user has about the same share on both sides as in the whole. Where a user's begin differs from one version to
+    the next, so that it is not always the same ones of those who have said little who are left out.
+
+    Args:
+        by_user: oldest first.
+        salt: the version's number.
+    """
+    placed: list[tuple[bool, float, Example]] = []
+    for user, own in by_user.items():
+        start = _place(f"{salt}\0{user}")
+        for new in (False, True):
+            group = [example for example in own if example.new is new]
+            placed += [(new, (n + start) / len(group), example) for n, example in enumerate(group)]
+    return [example for _, _, example in sorted(placed, key=lambda entry: entry[:2])]
 
 
 def _place(text: str) -> float:
