@@ -129,9 +129,8 @@ def population_view(state: FastWeights, *, adapter: str) -> PopulationView:
     for member in population.members:
         credit = state.credit(member.id)
         helpful, harmful = round(credit.helpful, CREDIT_DIGITS), round(credit.harmful, CREDIT_DIGITS)
-        members.append(
-            MemberView(id=member.id, items=list(member.items), score=member.score, helpful=helpful, harmful=harmful)
-        )
+        items = list(dict.fromkeys(map(state.resolve, member.items)))
+        members.append(MemberView(id=member.id, items=items, score=member.score, helpful=helpful, harmful=harmful))
     return PopulationView(basis=population.basis, adapter=adapter, members=members)
 
 

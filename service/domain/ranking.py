@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from service.domain.cold_start import posterior
 from service.domain.comments import stances
@@ -45,6 +45,12 @@ class Ranking:
         """What is newer was said since the population was computed (or just now), so that the next chat must have it."""
         return self.member.basis if self.member else self.state.revision - 1
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """The member's items in the optimizer's order, each as what stands for it since: a changed one has another id."""
+        listed = map(self.state.resolve, self.member.items) if self.member else ()
+        return {name: n for n, name in enumerate(dict.fromkeys(listed))}
+
     def epoch(self, items: Iterable[ItemT], cost: Callable[[ItemT], int], *, room: int) -> int:
         """The revision since which items have this room to themselves.
 
@@ -69,7 +75,7 @@ class Ranking:
             # An inferred guideline must be proven first; a demonstration only stands in for exemplars that are missing.
             chosen = item.stated or isinstance(item, Exemplar)
         else:
-            chosen = item.id in self.member.items or self.weighed(item)[1] > self.since
+            chosen = item.id in self._places or self.weighed(item)[1] > self.since
         return chosen and self.heard(item)
 
     def heard(self, item: Item) -> bool:
@@ -89,7 +95,7 @@ class Ranking:
 
     def rendered(self, items: Iterable[ItemT]) -> tuple[ItemT, ...]:
         """In the optimizer's order, then by age."""
-        places = {name: n for n, name in enumerate(self.member.items)} if self.member else {}
+        places = self._places
         return tuple(sorted(items, key=lambda i: (places.get(i.id, len(places)), i.born, i.id)))
 
 

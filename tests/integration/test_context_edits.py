@@ -83,6 +83,23 @@ async def test_the_reply_of_an_exemplar_can_be_changed(client: httpx.AsyncClient
     assert [(i["prompt"], i["reply"]) for i in reply["items"]] == [(item["prompt"], "A word that names.")]
 
 
+async def test_an_optimized_item_that_is_changed_is_in_the_next_chat_as_it_is_now(
+    client: httpx.AsyncClient, store: Store, vllm: FakeVllm
+) -> None:
+    await say(client, comment="Answer in French.")
+    await optimized(store)
+    [item] = (await context_of(client))["items"]
+
+    reply = (await edit(client, {"op": "change", "id": item["id"], "text": "Answer in German."})).json()
+    await chat(client)
+
+    [changed] = reply["items"]
+    assert (changed["text"], changed["in_context"]) == ("Answer in German.", True)
+    assert [member["items"] for member in reply["population"]["members"]] == [[changed["id"]]]
+    assert "Answer in German." in rendered(vllm)
+    assert "French" not in rendered(vllm)
+
+
 BAD: list[tuple[Any, int, str]] = [
     ({"edits": []}, 422, "edits"),
     ({"edits": [ADDED] * 33}, 422, "edits"),

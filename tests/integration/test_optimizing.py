@@ -192,6 +192,46 @@ async def test_a_message_that_comes_twice_changes_nothing(store: Store, settings
     assert not await store.optimizations.pending(**KEY)
 
 
+@pytest.mark.parametrize("number", [2, 3])
+async def test_what_was_edited_since_is_looked_at_with_the_feedback_that_there_was(
+    store: Store, settings: Settings, number: int
+) -> None:
+    """Be it of what every member holds, or of what they do without."""
+    state = await said(store)
+    scorer = PlantedScorer(HELPFUL)
+    await optimizing(store, settings, scorer).optimize(**KEY)
+    before, scored = await store.users.fast_weights(**KEY), scorer.scored
+    change = Edit(op="change", id=exemplar_for(state, number), reply="Wanted otherwise.")
+    assert {change.id in member.items for member in before.population.members} == {number == 2}
+    await say(store, EditEvent(revision=before.revision + 1, at=0.0, by="user", edits=(change,)))
+
+    assert await optimizing(store, settings, scorer).optimize(**KEY) in ("kept", "improved")
+    after = await store.users.fast_weights(**KEY)
+    assert scorer.scored > scored
+    assert (after.population.basis, after.population.clock) == (before.revision + 1, before.clock)
+    assert all(after.resolve(change.id or "") in member.items for member in after.population.members)
+    assert not await store.optimizations.pending(**KEY)
+    assert await optimizing(store, settings, scorer).optimize(**KEY) == "kept"
+    assert await store.users.fast_weights(**KEY) == after
+
+
+async def test_what_is_edited_while_a_search_runs_is_looked_at_by_the_next(store: Store, settings: Settings) -> None:
+    name = exemplar_for(await said(store), 2)
+
+    class Meanwhile(PlantedScorer):
+        edited = False
+
+        async def score(self, model, items):
+            if not self.edited:
+                self.edited = True
+                change = Edit(op="change", id=name, reply="Wanted otherwise.")
+                await say(store, EditEvent(revision=11, at=0.0, by="user", edits=(change,)), optimize_at=5000.0)
+            return await super().score(model, items)
+
+    await optimizing(store, settings, Meanwhile(HELPFUL)).optimize(**KEY)
+    assert await store.optimizations.pending(**KEY)
+
+
 async def test_too_little_feedback_is_settled(store: Store, settings: Settings, redis_url: str) -> None:
     state = await said(store, 2)
     assert await optimizing(store, settings, PlantedScorer(HELPFUL)).optimize(**KEY) == "too-little"

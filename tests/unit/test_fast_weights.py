@@ -314,6 +314,27 @@ def test_an_edit_changes_what_feedback_said_and_later_ratings_follow_it() -> Non
     assert state.resolve(old) in state.guidelines
 
 
+def test_what_is_changed_by_hand_stands_in_a_member_where_it_stood() -> None:
+    log = log_of(
+        (0, Signals(comment="Answer in French.")), (1, Signals(comment="Use rhymes")), (2, Signals(correction="oui"))
+    )
+    [french, rhymes], [oui] = fold(log).guidelines, fold(log).exemplars
+    changes = Edit(op="change", id=french, text="Answer in German."), Edit(op="change", id=oui, reply="ja")
+    state = fold([*log, optimized(4, (rhymes, french, oui), basis=3), edits(5, *changes)])
+    [member] = state.population.members
+    assert texts(state, member=member) == ["Use rhymes", "Answer in German."]
+    assert chosen(state, member=member) == (rhymes, state.resolve(french), state.resolve(oui))
+
+
+def test_what_is_changed_twice_or_into_another_of_its_member_s_items_is_there_once() -> None:
+    log = log_of((0, Signals(comment="Answer in French.")), (1, Signals(comment="Use rhymes")))
+    french, rhymes = fold(log).guidelines
+    german = Edit(op="change", id=french, text="Answer in German.")
+    again = Edit(op="change", id=french, text="Use rhymes")
+    state = fold([*log, optimized(3, (french, rhymes), basis=2), edits(4, german), edits(5, again)])
+    assert chosen(state, member=state.population.members[0]) == (rhymes,)
+
+
 def test_what_was_removed_by_hand_stays_out_until_the_user_says_it_anew() -> None:
     log = log_of((0, Signals(comment="Use rhymes")), (1, Signals(rating=1.0)), (2, Signals(comment="Use rhymes!")))
     [name] = fold(log[:1]).guidelines

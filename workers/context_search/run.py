@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.domain.absorption import absorbed
 from service.domain.context import Count
-from service.domain.events import PopulationEvent
+from service.domain.events import EditEvent, PopulationEvent
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import BASE
 from service.domain.fold import apply
@@ -96,7 +96,7 @@ class Optimizing:
         chat = await self._store.users.chat_state(tenant=tenant, user=user)
         adapter, unneeded = await self._in_use(chat, tenant=tenant, user=user)
         state = chat.fast_weights
-        if _is_done(state, adapter=adapter):
+        if await self._is_done(state, adapter=adapter, tenant=tenant, user=user):
             await self._store.optimizations.settle(tenant=tenant, user=user, revision=state.revision)
             return "kept"
         events = await self._store.users.events(tenant=tenant, user=user, after=max(0, state.revision - RECENT_EVENTS))
@@ -148,6 +148,7 @@ class Optimizing:
                 now=event.at,
                 feedbacks=self._settings.optimize_feedbacks,
                 seconds=self._settings.optimize_silence_seconds,
+                edited=await self._edited_after(event.basis, tenant=tenant, user=user),
             )
             try:
                 await self._store.users.append(event, after, tenant=tenant, user=user, optimize_at=again)
@@ -167,8 +168,14 @@ class Optimizing:
             return BASE, frozenset()
         return name, absorbed(version, chat.fast_weights, user=user)
 
+    async def _is_done(self, state: FastWeights, *, adapter: str, tenant: str, user: str) -> bool:
+        """Whether the population was computed from all that was said or edited, under the adapter in use: a message that came twice."""
+        population = state.population_under(adapter)
+        if not population.members or population.clock != state.clock:
+            return False
+        return not await self._edited_after(population.basis, tenant=tenant, user=user)
 
-def _is_done(state: FastWeights, *, adapter: str) -> bool:
-    """Whether the population was computed from all feedback there is, under the adapter in use: a message that came twice."""
-    population = state.population_under(adapter)
-    return bool(population.members) and population.clock == state.clock
+    async def _edited_after(self, revision: int, *, tenant: str, user: str) -> bool:
+        # The clock counts feedback alone.
+        events = await self._store.users.events(tenant=tenant, user=user, after=revision)
+        return any(isinstance(event, EditEvent) for event in events)
