@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from service.domain.context import Context
+from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import (
     BASE,
@@ -11,14 +12,13 @@ from service.domain.feedback import (
     Message,
     Signals,
     VersionTuple,
-    latest_interactions,
 )
 from service.domain.fold import fold
 from service.domain.items import Guideline
 from tests.fakes import MODEL
-from workers.consolidation.dataset import Example, example_of
 from workers.context_search.candidates import Pool
 from workers.context_search.duplicates import Duplicates
+from workers.context_search.examples import usable
 from workers.context_search.judge import Asked
 from workers.context_search.reflection import Reflection
 from workers.context_search.search import Means, Work
@@ -51,14 +51,14 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def work(events: Sequence[FeedbackEvent], **changes: object) -> Work:
+def work(events: Sequence[Event], **changes: object) -> Work:
     """What a search of this log works on."""
     state = fold(events)
-    examples = [example_of(i, user="alice", new=True) for i in latest_interactions(events)]
+    examples, revisions = usable(events, user="alice", count=words, room_tokens=10_000)
     defaults: dict[str, object] = {
         "state": state,
-        "examples": tuple(e for e in examples if isinstance(e, Example)),
-        "revisions": {e.interaction.id: e.revision for e in events},
+        "examples": examples,
+        "revisions": revisions,
         "model": MODEL,
         "adapter": BASE,
         "absorbed": frozenset(),

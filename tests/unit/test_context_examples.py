@@ -30,6 +30,13 @@ def test_what_was_said_anew_counts_as_it_stands_and_what_was_retracted_not_at_al
     assert [(e.reply, revisions[e.id]) for e in examples] == [("Better.", 3)]
 
 
+def test_a_comment_alone_judges_no_context_and_takes_no_place() -> None:
+    comments = [feedback(n, comment=f"Mention topic {n}") for n in range(6, 6 + MAX_EXAMPLES)]
+    with_rating = feedback(6 + MAX_EXAMPLES, comment="Cite sources", rating=-1.0)
+    examples, revisions = found([*corrections(5), *comments, with_rating])
+    assert [revisions[e.id] for e in examples] == [1, 2, 3, 4, 5, 6 + MAX_EXAMPLES]
+
+
 def test_edits_are_no_feedback() -> None:
     edit = EditEvent(revision=2, at=0.0, by="user", edits=(Edit(op="add", text="be brief"),))
     assert len(found([*corrections(1), edit])[0]) == 1

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from service.domain.events import Member, PopulationEvent
+from service.domain.feedback import FeedbackEvent, Signals
 from service.domain.fold import apply, fold
 from service.domain.items import Guideline, guideline_id
 from service.errors import EngineUnavailable
@@ -127,6 +128,48 @@ def test_ratings_judge_too() -> None:
     found = run(work(events), means(PlantedScorer({"Wanted 1.": 0.5})))
     assert exemplar_for(fold(events), 1) in found.members[0].items
     assert found.report.margin_after == pytest.approx(0.5)
+
+
+def test_what_helps_stays_however_many_comments_come_after_it() -> None:
+    events = corrections(5) + [feedback(n, comment=f"Mention topic {n}") for n in range(6, 14)]
+    state = fold(events)
+    found = run(work(events), means(PlantedScorer({f"Wanted {n}.": 0.3 for n in range(1, 6)})))
+    assert found.report.margin_after == pytest.approx(0.9)
+    assert set(found.members[0].items) == {*state.exemplars, *state.guidelines}
+
+
+def test_what_only_comments_came_after_is_in_every_member() -> None:
+    events = corrections(5) + [feedback(n, comment=f"Mention topic {n}") for n in range(6, 14)]
+    state = fold(events)
+    newest = {exemplar_for(state, n) for n in range(5 - JUDGES + 1, 6)}
+    assert fixed(work(events)) == newest | state.guidelines.keys()
+
+
+def test_comments_alone_take_no_demonstration_away() -> None:
+    events = [feedback(n, comment="Write in lower case.") for n in range(1, 7)]
+    assert fold(events).exemplars
+    assert run(work(events), means(PlantedScorer({}))).members == ()
+
+
+def test_what_was_said_since_stays_where_too_little_is_left_to_judge_it() -> None:
+    events = corrections(3)
+    first = events[0].interaction
+    members = (Member(id="m-1", items=(exemplar_for(fold(events), 2),)),)
+    retraction = FeedbackEvent(
+        revision=5,
+        at=5.0,
+        interaction=first.model_copy(update={"signals": Signals()}),
+        previous=first.signals,
+    )
+    log = [
+        *events,
+        PopulationEvent(revision=4, at=4.0, basis=3, basis_clock=3, members=members),
+        retraction,
+        feedback(6, comment="Use rhymes"),
+    ]
+    found = run(work(log), means(PlantedScorer({})))
+    state = fold([*log, PopulationEvent(revision=7, at=7.0, basis=6, basis_clock=5, members=found.members)])
+    assert [(m.id, m.items) for m in state.population.members] == [("m-1", (*members[0].items, *state.guidelines))]
 
 
 def test_a_challenger_whose_replies_are_worse_replaces_nothing() -> None:

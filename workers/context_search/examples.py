@@ -1,4 +1,7 @@
-"""The feedback that judges contexts: the newest that is usable, cut to what a scoring may cost."""
+"""The feedback that judges contexts: the newest that is usable, cut to what a scoring may cost.
+
+A comment alone has no margin: its guideline is in every context until feedback of other kinds has come after it.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +19,7 @@ SCORED_TOKENS = 64
 def usable(
     events: Iterable[Event], *, user: str, count: Count, room_tokens: int
 ) -> tuple[tuple[Example, ...], dict[str, int]]:
-    """(the newest usable feedback, oldest first; interaction id -> revision of its latest feedback).
+    """(the newest feedback that can judge, oldest first; interaction id -> revision of its latest feedback).
 
     Args:
         count: tokens of a text.
@@ -24,7 +27,8 @@ def usable(
     """
     spoken = [event for event in events if isinstance(event, FeedbackEvent)]
     found = [example_of(interaction, user=user, new=True) for interaction in latest_interactions(spoken)]
-    fitting = [e for e in found if isinstance(e, Example) and _conversation(e, count) + SCORED_TOKENS <= room_tokens]
+    judging = [e for e in found if isinstance(e, Example) and e.judges]
+    fitting = [e for e in judging if _conversation(e, count) + SCORED_TOKENS <= room_tokens]
     examples = tuple(shortened(example, count) for example in fitting[-MAX_EXAMPLES:])
     return examples, {event.interaction.id: event.revision for event in spoken}
 

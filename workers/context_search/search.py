@@ -43,7 +43,7 @@ class Work:
 
     state: FastWeights
     examples: tuple[Example, ...]
-    """The user's standing feedback, oldest first."""
+    """The user's standing feedback that can judge, oldest first."""
     revisions: dict[str, int]
     """Interaction id -> revision of its latest feedback."""
     model: str
@@ -96,7 +96,7 @@ async def search(work: Work, means: Means, *, seed: int) -> Found:
     train, heldout = sides(work.examples)
     pool, similar = await _pool(work, means, train, heldout)
     if len(train) < MIN_EXAMPLES:
-        kept = work.state.population_under(work.adapter).members
+        kept = _as_they_serve(work.state, work.adapter)
         return Found(kept, _inferred(pool, kept), pool.merged, OptimizeReport(instances=len(train)))
     run = _Run(work, means, train, pool, Judge(pool, scorer=means.scorer, model=work.served_model))
     gains = await run.evolve(similar, seed=seed)
@@ -258,6 +258,18 @@ def seeds(work: Work, pool: Pool) -> list[Candidate]:
         Candidate(exemplars=exemplars),
         Candidate(guidelines),
     ]
+
+
+def _as_they_serve(state: FastWeights, adapter: str) -> tuple[Member, ...]:
+    """The population's members with what has joined them: computed anew, they hold no more than they list."""
+
+    def items(member: Member) -> tuple[str, ...]:
+        newer = sorted((i for i in state.items.values() if i.renewed > member.basis), key=lambda i: (i.born, i.id))
+        names = dict.fromkeys((*map(state.resolve, member.items), *(item.id for item in newer)))
+        return tuple(name for name in names if name in state.items)
+
+    members = state.population_under(adapter).members
+    return tuple(member.model_copy(update={"items": items(member)}) for member in members)
 
 
 def _served(work: Work, member: Member | None) -> Candidate:
