@@ -222,6 +222,7 @@ class Settings(BaseSettings):
     job_limit_seconds: int = Field(3600, ge=60)
     """Longest that a consolidation may take; the broker hands a job out again after twice that."""
     job_retention_seconds: int = Field(30 * 86400, ge=60)
+    """How long the record of a consolidation is kept after its end."""
     kl_text_budget_nats: float = Field(0.02, gt=0)
     """KL budget on plain-text anchors, nats per token."""
     kl_chat_budget_nats: float = Field(0.10, gt=0)

@@ -73,7 +73,7 @@ DURABLE = (
     "base",
     "norms",
 )
-"""What may be kept for ever (service/store/keys.py); every other key must expire."""
+"""What may be kept for ever (service/store/keys.py), as may the record of an open job; every other key must expire."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -131,11 +131,18 @@ def redis_url(redis_server: str) -> Iterator[str]:
     leaked = [
         key
         for key in map(bytes.decode, client.scan_iter("fs:{*"))
-        if client.ttl(key) == -1 and key.split("}:", 1)[1].split(":")[0] not in DURABLE
+        if client.ttl(key) == -1
+        and key.split("}:", 1)[1].split(":")[0] not in DURABLE
+        and not _is_open_job(client, key)
     ]
     client.flushall()
     client.close()
     assert not leaked, f"keys that never expire: {leaked}"
+
+
+def _is_open_job(client: Redis, key: str) -> bool:
+    bucket, _, job = key.partition("}:job:")
+    return bool(job) and client.zscore(f"{bucket}}}:open", job) is not None
 
 
 @pytest.fixture

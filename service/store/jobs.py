@@ -1,6 +1,7 @@
 """Consolidation jobs: one at a time per scope, under a lease, ended once whatever dies."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,30 +12,39 @@ from service.store.connection import Connection
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, due, in_bucket, job_by_id, job_id, open_jobs
 from service.store.scopes import AuditEntry
 
+log = logging.getLogger(__name__)
+
 State = Literal["queued", "running", "promoted", "rejected", "failed"]
 
-# Opens a job unless the scope has an open one: {id of the scope's job}.
+# Opens a job unless the scope has an open one: id of the scope's job. While it is open its record has no TTL: it may wait for a worker
+# for longer than what has ended is kept.
 OPEN = """#!lua
 local scope, open, job = unpack(KEYS)
-local id, record, at, ttl = unpack(ARGV)
+local id, record, at = unpack(ARGV)
 local current = redis.call('HGET', scope, 'job')
 if current and redis.call('ZSCORE', open, current) then return current end
-redis.call('SET', job, record, 'EX', ttl)
+redis.call('SET', job, record)
 redis.call('ZADD', open, at, id)
 redis.call('HSET', scope, 'job', id)
 return id
+"""
+
+# Has a job count as open no more if its record is gone, for nobody can do it: 1 or 0. It frees memory, so it may do so where there is none.
+FORGET = """#!lua flags=allow-oom
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+return redis.call('ZREM', KEYS[1], ARGV[1])
 """
 
 # Extends the lease and shows progress, if the lease is still this worker's: 1 or 0. One that ran out while Redis was away is this worker's
 # still if nobody else has taken the job up or ended it.
 RENEW = """#!lua
 local lease, job, open = unpack(KEYS)
-local token, id, milliseconds, record, ttl = unpack(ARGV)
+local token, id, milliseconds, record = unpack(ARGV)
 local holder = redis.call('GET', lease)
 if holder and holder ~= token then return 0 end
 if not redis.call('ZSCORE', open, id) then return 0 end
 redis.call('SET', lease, token, 'PX', milliseconds)
-redis.call('SET', job, record, 'EX', ttl)
+redis.call('SET', job, record)
 return 1
 """
 
@@ -122,11 +132,16 @@ class JobStore:
         """The scope's open job, and whether it was opened by this call."""
         keys = ScopeKeys(scope, tenant=tenant)
         job = Job(id=job_id(keys.bucket, unique), tenant=tenant, scope=str(scope), created=now, updated=now)
-        found = await self._redis.script(
-            OPEN, [keys.scope, keys.open, keys.job(job.id)], job.id, job.model_dump_json(), now, self._retention
-        )
-        current = found.decode()
-        return (job, True) if current == job.id else (await self.get(current, tenant=tenant), False)
+        while True:
+            found = await self._redis.script(
+                OPEN, [keys.scope, keys.open, keys.job(job.id)], job.id, job.model_dump_json(), now
+            )
+            current = found.decode()
+            if current == job.id:
+                return job, True
+            if raw := await self._redis.call("GET", keys.job(current)):
+                return Job.model_validate_json(raw), False
+            await self._forget(current, bucket=keys.bucket)
 
     async def load(self, job: str) -> Job | None:
         """A job by its id, whatever its tenant: for workers."""
@@ -146,14 +161,21 @@ class JobStore:
         return found
 
     async def unfinished(self) -> list[tuple[Job, bool]]:
-        """Every open job of every tenant, and whether a worker holds its lease."""
+        """Every open job of every tenant, and whether a worker holds its lease. One whose record is gone is open no more."""
         pages = await self._redis.pipeline([("ZRANGE", open_jobs(b), 0, -1) for b in range(BUCKETS)])
         ids = [(b, member.decode()) for b, page in enumerate(pages) for member in page]
         records = await self._redis.pipeline([("GET", in_bucket(b, f"job:{i}")) for b, i in ids]) if ids else []
+        for (b, i), raw in zip(ids, records, strict=True):
+            if raw is None:
+                await self._forget(i, bucket=b)
         jobs = [Job.model_validate_json(raw) for raw in records if raw]
         leases = [ScopeKeys(Scope.parse(job.scope), tenant=job.tenant).lease for job in jobs]
         held = await self._redis.pipeline([("EXISTS", lease) for lease in leases]) if leases else []
         return [(job, bool(lease)) for job, lease in zip(jobs, held, strict=True)]
+
+    async def _forget(self, job: str, *, bucket: int) -> None:
+        if await self._redis.script(FORGET, [open_jobs(bucket), in_bucket(bucket, f"job:{job}")], job):
+            log.warning("job %s is open no more: its record is gone", job)
 
     async def acquire(self, job: Job, *, token: str, lease_seconds: float) -> bool:
         """Take the lease of the job's scope; false if another worker holds it."""
@@ -174,7 +196,6 @@ class JobStore:
             job.id,
             int(lease_seconds * 1000),
             job.model_dump_json(),
-            self._retention,
         )
         return bool(kept)
 

@@ -5,7 +5,7 @@ scope. A user's own scope lies in the user's bucket, a tenant's cohorts and its 
 never changed, makes each tenant-wide question a pipeline of that many reads.
 
 Durable (no TTL): log, snapshot, users, user, due, optimize, long, scope, versions, scopes, shared, audit, open, counts, cold,
-opted-in, budgets, base, norms.
+opted-in, budgets, base, norms, and job while it is open.
 All else is a cache or expires: fold, embeddings, int, idem, confirm, job, lease, optimizing, and the buckets of rate limits.
 """
 

@@ -1,8 +1,10 @@
 """Jobs over real Redis: what each works on, and its one end. Training is a small function here."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
+import httpx
 import pytest
 from redis import Redis
 
@@ -110,6 +112,33 @@ async def test_one_scope_has_one_open_job(store: Store) -> None:
     first = await opened(store)
     second, new = await store.jobs.open(ALICE, tenant="acme", unique="another", now=100.0)
     assert (second.id, new) == (first.id, False)
+
+
+async def test_a_job_expires_only_after_its_end(store: Store, settings: Settings, redis_url: str) -> None:
+    job = await opened(store)
+    key = ScopeKeys(ALICE, tenant="acme").job(job.id)
+    with Redis.from_url(redis_url) as redis:
+        assert redis.ttl(key) == -1
+        assert await store.jobs.acquire(job, token="worker", lease_seconds=60)
+        assert await store.jobs.renew(job, token="worker", lease_seconds=60)
+        assert redis.ttl(key) == -1
+        failed = job.model_copy(update={"state": "failed"})
+        assert await store.jobs.finish(failed, token="worker", attempted=None) == "ok"
+        assert 0 < redis.ttl(key) <= settings.job_retention_seconds
+
+
+async def test_a_job_whose_record_is_gone_keeps_no_scope_from_a_new_one(
+    client: httpx.AsyncClient, as_admin: dict[str, str], store: Store, redis_url: str
+) -> None:
+    gone = await opened(store)
+    with Redis.from_url(redis_url) as redis:
+        assert redis.delete(ScopeKeys(ALICE, tenant="acme").job(gone.id)) == 1
+
+    reply = await client.post("/v1/admin/consolidations", json={"scope": str(ALICE)}, headers=as_admin)
+
+    assert reply.status_code == 202, reply.text
+    assert [job.id for job, _ in await store.jobs.unfinished()] == [reply.json()["id"]]
+    assert (await store.backlog.queues(now=time.time()))["consolidations"].waiting == 1
 
 
 async def test_a_cohorts_job_works_on_all_its_members_and_serves_them(

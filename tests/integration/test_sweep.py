@@ -6,9 +6,11 @@ import time
 import pytest
 from hypothesis import given as given_to_hypothesis
 from hypothesis import strategies as st
+from redis import Redis
 
 from service.settings import Settings
 from service.store import Store
+from service.store.keys import job_by_id
 from tests.factories import give_feedback, rejected
 from tests.fakes import FakeVllm, RecordedJobs
 from tests.jobs import Trainer, opened, run
@@ -161,6 +163,27 @@ async def test_a_job_that_waits_behind_a_busy_worker_is_not_queued_twice(store: 
     assert await sweep(store, RecordedJobs(), settings, now=later, unique=new_id) == []
     much_later = now + settings.job_limit_seconds + 1
     assert len(await sweep(store, RecordedJobs(), settings, now=much_later, unique=new_id)) == 1
+
+
+async def test_a_job_whose_record_is_gone_stops_no_sweep_and_is_open_no_more(
+    store: Store, settings: Settings, redis_url: str
+) -> None:
+    for user in ("alice", "bob"):
+        await given(store, user, 3)
+    await sweep(store, RecordedJobs(), settings, now=10.0, unique=new_id)
+    with Redis.from_url(redis_url) as redis:
+        gone = {job.id for job, _ in await store.jobs.unfinished()}
+        assert redis.delete(*(job_by_id(name) or "" for name in gone)) == 2
+    # Of bob nothing is due any more.
+    await store.jobs.settle(tenant="acme", user="bob", revision=3, now=11.0)
+    await given(store, "carol", 3)
+    jobs = RecordedJobs()
+
+    queued = await sweep(store, jobs, settings, now=12.0, unique=new_id)
+
+    assert jobs.sent == [queued]
+    assert {(await store.jobs.get(name, tenant="acme")).scope for name in queued} == {"user:alice", "user:carol"}
+    assert (await store.backlog.queues(now=time.time()))["consolidations"].waiting == 2
 
 
 @given_to_hypothesis(st.dictionaries(st.text(min_size=1), st.integers(0, 100)), st.integers(1, 32))
