@@ -89,11 +89,15 @@ async def _left_behind(store: Store, settings: Settings, *, now: float) -> list[
 
 async def _pending(store: Store, settings: Settings, *, now: float) -> Pending:
     found: dict[tuple[str, Scope], list[tuple[int, float]]] = {}
+    # A shared scope names all its users, so it is not read again for each of them.
+    known: dict[tuple[str, Scope], Mapping[str, int]] = {}
     for tenant, user, since in await store.jobs.due():
         head = await store.jobs.head(tenant=tenant, user=user)
         settled = True
         for scope in await _scopes(store, settings, tenant=tenant, user=user):
-            looked_at = await looked_at_revision(store, scope, tenant=tenant, user=user)
+            if (tenant, scope) not in known:
+                known[tenant, scope] = await looked_at_revisions(store, scope, tenant=tenant)
+            looked_at = known[tenant, scope].get(user, 0)
             new = await store.users.feedback_after(looked_at, tenant=tenant, user=user) if head > looked_at else 0
             if new:
                 settled = False
@@ -112,10 +116,11 @@ async def _scopes(store: Store, settings: Settings, *, tenant: str, user: str) -
     return [scope for scope in scopes if scope.kind in settings.sweep_scopes]
 
 
-async def looked_at_revision(store: Store, scope: Scope, *, tenant: str, user: str) -> int:
-    """The revision of a user's log up to which the scope's version in use, or its last attempt, has looked."""
+async def looked_at_revisions(store: Store, scope: Scope, *, tenant: str) -> Mapping[str, int]:
+    """User id -> revision of the log up to which the scope's version in use, or its last attempt, has looked."""
     state = await store.scopes.state(scope, tenant=tenant)
-    consolidated = 0
-    if state.active != BASE:
-        consolidated = (await store.scopes.version(state.active, scope, tenant=tenant)).watermark.get(user, 0)
-    return max(consolidated, state.attempted.get(user, 0))
+    if state.active == BASE:
+        return state.attempted
+    consolidated = (await store.scopes.version(state.active, scope, tenant=tenant)).watermark
+    users = consolidated.keys() | state.attempted.keys()
+    return {user: max(consolidated.get(user, 0), state.attempted.get(user, 0)) for user in users}

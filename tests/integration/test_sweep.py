@@ -2,15 +2,19 @@
 
 import itertools
 import time
+from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given as given_to_hypothesis
 from hypothesis import strategies as st
 from redis import Redis
 
+from service.domain.slow_weights import Scope
 from service.settings import Settings
 from service.store import Store
-from service.store.keys import job_by_id
+from service.store.connection import Connection
+from service.store.keys import ScopeKeys, job_by_id
 from tests.factories import give_feedback, rejected
 from tests.fakes import FakeVllm, RecordedJobs
 from tests.jobs import Trainer, opened, run
@@ -184,6 +188,44 @@ async def test_a_job_whose_record_is_gone_stops_no_sweep_and_is_open_no_more(
     assert jobs.sent == [queued]
     assert {(await store.jobs.get(name, tenant="acme")).scope for name in queued} == {"user:alice", "user:carol"}
     assert (await store.backlog.queues(now=time.time()))["consolidations"].waiting == 2
+
+
+class Counting(Connection):
+    """A connection that counts how often each hash is read whole."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.effective_redis_url, timeout_seconds=settings.redis_timeout_seconds)
+        self.reads: Counter[str | bytes | int | float] = Counter()
+
+    async def call(self, *command: str | bytes | int | float) -> Any:
+        if command[0] == "HGETALL":
+            self.reads[command[1]] += 1
+        return await super().call(*command)
+
+
+async def test_a_sweep_reads_each_scope_once_however_many_users_it_has(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    every_kind = settings.model_copy(update={"sweep_scopes": ("user", "cohort", "global")})
+    everybody = Scope(kind="global")
+    for name in ("alice", "bob", "carol"):
+        await given(store, name, 2)
+        await store.users.set_cohort("legal", tenant="acme", user=name)
+    await run(await opened(store, everybody), store, every_kind, Trainer(vllm))
+    for name in ("alice", "bob", "carol"):
+        await given(store, name, 1, first=3)
+    await give_feedback(store, 1, user="alice", tenant="globex")
+    counting = Counting(every_kind)
+    counted = Store(counting, every_kind)
+
+    queued = await sweep(counted, RecordedJobs(), every_kind, now=10.0, unique=new_id)
+    await counted.close()
+
+    # Three of the feedbacks are new to the global scope, which is too few.
+    due = {(await store.jobs.get(name, tenant="acme")).scope for name in queued}
+    assert due == {"user:alice", "user:bob", "user:carol", "cohort:legal"}
+    shared = (("acme", everybody), ("acme", Scope(kind="cohort", name="legal")), ("globex", everybody))
+    assert [counting.reads[ScopeKeys(scope, tenant=tenant).scope] for tenant, scope in shared] == [1, 1, 1]
 
 
 @given_to_hypothesis(st.dictionaries(st.text(min_size=1), st.integers(0, 100)), st.integers(1, 32))
