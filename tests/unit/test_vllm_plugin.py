@@ -36,16 +36,30 @@ class RecordingEngine:
     def __init__(self, copy: Path) -> None:
         self.copy = copy
         self.removed: list[tuple[int, bool]] = []
+        self.failing: Exception | None = None
 
     async def remove_lora(self, lora_int_id: int) -> bool:
+        if self.failing is not None:
+            raise self.failing
         self.removed.append((lora_int_id, self.copy.exists()))
         return True
+
+
+class FailingCopies(HeldCopies):
+    """Can't say what has to go, for as long as it is told so."""
+
+    failing: Exception | None = None
+
+    def surplus(self) -> list[str]:
+        if self.failing is not None:
+            raise self.failing
+        return super().surplus()
 
 
 @pytest.fixture
 def loaded(store: Path, cache: Path) -> SimpleNamespace:
     """A replica that has loaded NAME as number 7."""
-    copies = HeldCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="base"), FolderStore(store))
+    copies = FailingCopies(Copies(cache, most_bytes=MOST_BYTES, base_model="base"), FolderStore(store))
     copy = copies.take(NAME)
     models = SimpleNamespace(
         lora_requests={NAME: SimpleNamespace(lora_int_id=7)}, lora_resolver_lock=defaultdict(asyncio.Lock)
@@ -122,6 +136,40 @@ async def test_the_least_recently_used_adapters_make_room_and_a_reader_keeps_its
     assert loaded.adapters.names() == sorted([NAME, names[3]])
     assert sorted(path.name for path in cache.iterdir()) == sorted([NAME, names[3]])
     assert await loaded.adapters.make_room() == []
+
+
+async def test_an_error_that_nobody_foresaw_is_told_with_its_stack_and_room_is_made_at_the_next_look(
+    store, cache, loaded, caplog
+):
+    error = RuntimeError("boom")
+    loaded.copies.failing = error
+    for name in more(store, 3):
+        loaded.copies.take(name)
+    keeping = asyncio.create_task(loaded.adapters.keep_room(seconds=0.01))
+    await until(lambda: asyncio.sleep(0, caplog.records or keeping.done()), what="the first look")
+    loaded.copies.failing = None
+
+    await until(lambda: asyncio.sleep(0, keeping.done() or len(list(cache.iterdir())) == 2), what="room")
+
+    assert not keeping.done()
+    assert caplog.records[0].exc_info[1] is error
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+
+
+async def test_an_adapter_that_the_engine_can_not_drop_is_told_and_the_others_make_room(store, cache, loaded, caplog):
+    for age, name in enumerate([NAME, *more(store, 3)]):
+        loaded.copies.take(name)
+        os.utime(cache / name, (time.time() - 60 + age,) * 2)
+    loaded.engine.failing = error = RuntimeError("boom")
+
+    [gone] = await loaded.adapters.make_room()
+
+    assert [path.name for path in cache.iterdir() if path.name in (NAME, gone)] == [NAME]
+    [told] = caplog.records
+    assert NAME in told.getMessage()
+    assert told.exc_info[1] is error
 
 
 async def test_what_another_process_needs_stays_on_the_disk(loaded, store, cache):

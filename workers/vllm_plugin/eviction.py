@@ -6,12 +6,15 @@ Adapters are forgotten because newer ones have replaced them, or because their c
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from service.domain.slow_weights import NAME
 from workers.vllm_plugin.held_copies import HeldCopies
+
+logger = logging.getLogger("vllm.fastslow")
 
 # A client that hangs up ends its request a few turns of the event loop before its abort reaches the engine.
 ABORT_GRACE_SECONDS = 0.5
@@ -91,11 +94,28 @@ class Adapters:
             return True
 
     async def make_room(self) -> list[str]:
-        """Forget the least recently used adapters while the copies take more than they may; their names.
+        """Forget the least recently used adapters while the copies take more than they may; the names of those that could be.
 
         Raises:
             OSError: the copies' folder can't be read.
         """
         surplus = await asyncio.to_thread(self._copies.surplus)
-        await asyncio.gather(*map(self.evict, surplus))
-        return surplus
+        # One that fails must not have the others, which may wait for replies, asked for again meanwhile.
+        answers = await asyncio.gather(*map(self.evict, surplus), return_exceptions=True)
+        failed = {name: answer for name, answer in zip(surplus, answers, strict=True) if not isinstance(answer, bool)}
+        for name, error in failed.items():
+            logger.error("%s could not be evicted to make room", name, exc_info=error)
+        return [name for name in surplus if name not in failed]
+
+    async def keep_room(self, *, seconds: float) -> None:
+        """Look every so many seconds whether there is room to be made; ends when it is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if gone := await self.make_room():
+                    logger.info("%d adapters were least used and made room: %s", len(gone), ", ".join(gone))
+            except OSError as error:
+                logger.error("The copies of adapters can't be looked at: %s", error)
+            except Exception:
+                # Without another look they would fill the disk.
+                logger.exception("The copies of adapters were not looked at")

@@ -53,7 +53,7 @@ class Routes:
         state.fastslow_adapters = Adapters(
             models=state.openai_serving_models, engine=engine_client, readers=self._readers, copies=_copies()
         )
-        self._room = asyncio.create_task(_keep_room(state.fastslow_adapters))
+        self._room = asyncio.create_task(state.fastslow_adapters.keep_room(seconds=ROOM_SECONDS))
         state.fastslow_scorer = Scorer(
             engine=engine_client, chat=state.openai_serving_chat, models=state.openai_serving_models
         )
@@ -84,16 +84,6 @@ def _copies() -> HeldCopies:
     """Those that our resolver hands to vLLM in this process."""
     found: resolver.StoreResolver = LoRAResolverRegistry.get_resolver(resolver.NAME)
     return found.copies
-
-
-async def _keep_room(adapters: Adapters) -> None:
-    while True:
-        await asyncio.sleep(ROOM_SECONDS)
-        try:
-            if gone := await adapters.make_room():
-                logger.info("%d adapters were least used and made room: %s", len(gone), ", ".join(gone))
-        except OSError as error:
-            logger.error("The copies of adapters can't be looked at: %s", error)
 
 
 def make_routes() -> Routes:
