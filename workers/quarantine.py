@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from service.domain.slow_weights import Scope
+from service.errors import Conflict, StoreUnavailable
 from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
@@ -62,11 +63,28 @@ async def quarantine_all(store: Store, settings: Settings, *, base: Callable[[],
 
     Raises:
         OSError: the adapter store can't be read.
+        StoreUnavailable: Redis is away.
     """
     scopes = await asyncio.to_thread(lambda: list(by_scope(adapter_store(settings))))
     if not scopes:
         return 0
     loaded = await asyncio.to_thread(base)
     await store.scopes.note_base(loaded.name, loaded.sha256)
-    moved = [await quarantine(store, settings, scope, tenant=tenant, now=now) for tenant, scope, _ in scopes]
+    moved = [await _moved(store, settings, scope, tenant=tenant, now=now) for tenant, scope, _ in scopes]
     return sum(moved)
+
+
+async def _moved(store: Store, settings: Settings, scope: Scope, *, tenant: str, now: float) -> bool:
+    """`quarantine` of one scope among many: this is asked for once, so what is wrong with one must not leave the others on another base."""
+    while True:
+        try:
+            return await quarantine(store, settings, scope, tenant=tenant, now=now)
+        except Conflict:
+            log.info("the pointer of %s of %s has just moved: it is looked at again", scope, tenant)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception(
+                "%s of %s may be served by an adapter of another base, for it can't be looked at", scope, tenant
+            )
+            return False

@@ -5,11 +5,14 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.domain.feedback import BASE
 from service.domain.slow_weights import Scope
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, open_store
+from service.store.keys import ScopeKeys
+from service.store.scopes import ScopeState, ScopeStore
 from tests.factories import ALICE, LOADED_BASE, give_feedback, outcome_of
 from tests.fakes import MODEL, FakeVllm, RecordedJobs
 from tests.integration.test_retention import publishing
@@ -75,6 +78,56 @@ async def test_at_a_workers_start_every_scope_is_looked_at(
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}]}
     reply = await client.post("/v1/chat/completions", json=chat)
     assert (reply.headers["x-fastslow-adapter"], vllm.last["model"]) == (BASE, MODEL)
+
+
+async def in_use_by(names: tuple[str, ...], store: Store, settings: Settings, vllm: FakeVllm) -> None:
+    """Each of the users has a version of their own in use."""
+    trainer = Trainer(vllm, publishing(settings))
+    for name in names:
+        await give_feedback(store, 1, user=name)
+        await run(await opened(store, user(name)), store, settings, trainer)
+
+
+class Moving(ScopeStore):
+    """A store whose pointer of one scope an admin moves back as soon as it was read."""
+
+    moved: Scope | None = None
+
+    async def state(self, scope: Scope, *, tenant: str) -> ScopeState:
+        found = await super().state(scope, tenant=tenant)
+        if self.moved is None and found.active != BASE:
+            self.moved = scope
+            await self.rollback(scope, tenant=tenant, to=BASE, actor="admin", reason="worse", now=1.0)
+        return found
+
+
+async def test_a_pointer_that_moves_meanwhile_keeps_no_other_scope_on_another_base(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = ("alice", "bob", "carol")
+    await in_use_by(names, store, settings, vllm)
+    store.scopes = Moving(store.connection)
+
+    assert await quarantine_all(store, settings, base=lambda: OTHER_BASE, now=2.0) == 2
+
+    assert [await active(store, user(name)) for name in names] == [BASE] * 3
+
+
+async def test_a_scope_that_can_not_be_looked_at_is_told_and_keeps_no_other_on_another_base(
+    store: Store, settings: Settings, vllm: FakeVllm, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("alice", "bob", "carol")
+    await in_use_by(names, store, settings, vllm)
+    for name in names[:2]:
+        with Redis.from_url(redis_url) as redis:
+            redis.delete(ScopeKeys(user(name), tenant="acme").versions)
+    fresh = open_store(settings)
+
+    assert await quarantine_all(fresh, settings, base=lambda: OTHER_BASE, now=2.0) == 1
+
+    await fresh.close()
+    assert await active(store, user("carol")) == BASE
+    assert all(f"user:{name}" in caplog.text for name in names[:2])
 
 
 async def test_where_there_are_no_adapters_no_base_is_read(store: Store, settings: Settings) -> None:
