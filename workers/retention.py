@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from service.domain.slow_weights import Scope
-from service.errors import EngineUnavailable, NotFound
+from service.errors import EngineUnavailable, NotFound, StoreUnavailable
 from service.replicas import addresses
 from service.settings import Settings
 from service.store import Store
-from workers.adapter_store import AdapterStore, adapter_store, by_scope
+from workers.adapter_store import AdapterStore, StoreAway, adapter_store, by_scope
 
 log = logging.getLogger(__name__)
 
@@ -39,21 +39,27 @@ Raises:
 async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: float) -> list[str]:
     """Retire what newer versions have replaced, and delete what is retired; the names of the versions that were deleted.
 
+    What is wrong with one scope or one version is logged, and the others are done.
+
     Raises:
-        OSError: the adapter store can't be read or written.
+        OSError: the adapter store can't be read, or does not answer.
+        StoreUnavailable: Redis is away.
     """
     old: list[str] = []
     adapters = adapter_store(settings)
     for tenant, scope, names in await asyncio.to_thread(lambda: list(by_scope(adapters))):
-        old += await _retired(store, adapters, scope, names, tenant=tenant, kept=settings.versions_kept, now=now)
+        try:
+            old += await _retired(store, adapters, scope, names, tenant=tenant, kept=settings.versions_kept, now=now)
+        except (OSError, StoreUnavailable):
+            raise
+        except Exception:
+            log.exception("the old versions of %s of %s stay", scope, tenant)
     deleted: list[str] = []
     for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
         names = old[start : start + AT_ONCE]
         answers = await asyncio.gather(*map(evict, names), return_exceptions=True)
         for name, answer in zip(names, answers, strict=True):
-            if answer is True:
-                await asyncio.to_thread(adapters.delete, name)
-                log.info("%s is retired and was deleted", name)
+            if answer is True and await asyncio.to_thread(_deleted, adapters, name):
                 deleted.append(name)
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
             if not isinstance(failed, EngineUnavailable):
@@ -62,6 +68,18 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
             break
     await asyncio.to_thread(adapters.clean, now=now)
     return deleted
+
+
+def _deleted(adapters: AdapterStore, name: str) -> bool:
+    try:
+        adapters.delete(name)
+    except StoreAway:
+        raise
+    except OSError as error:
+        log.error("%s is retired and stays, for it can't be deleted: %s", name, error)
+        return False
+    log.info("%s is retired and was deleted", name)
+    return True
 
 
 async def _retired(

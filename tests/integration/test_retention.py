@@ -6,14 +6,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.domain.feedback import BASE
-from service.domain.slow_weights import AdapterVersion
+from service.domain.slow_weights import AdapterVersion, Scope
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, open_store
+from service.store.keys import ScopeKeys
 from tests.factories import ALICE, give_feedback, one_by_one, outcome_of
 from tests.fakes import FakeVllm
-from tests.jobs import Trainer, active, opened, run
+from tests.jobs import Trainer, active, opened, run, user
 from tests.s3_server import BUCKET, s3_server
 from workers.adapter_store import adapter_store
 from workers.consolidation.work import Outcome, Work
@@ -51,12 +53,14 @@ def publish(settings: Settings, version: AdapterVersion) -> None:
     adapters.put(folder, version.name)
 
 
-async def promoted(store: Store, settings: Settings, vllm: FakeVllm, *, versions: int) -> list[str]:
-    """Names of so many versions, each trained on the one before, the last in use."""
+async def promoted(
+    store: Store, settings: Settings, vllm: FakeVllm, *, versions: int, scope: Scope = ALICE
+) -> list[str]:
+    """Names of so many versions of a user's own scope, each trained on the one before, the last in use."""
     trainer, names = Trainer(vllm, publishing(settings)), []
-    await give_feedback(store, 1)
+    await give_feedback(store, 1, user=scope.name)
     for _ in range(versions):
-        ended = await run(await opened(store), store, settings, trainer)
+        ended = await run(await opened(store, scope), store, settings, trainer)
         assert ended.version is not None
         names.append(ended.version)
     return names
@@ -217,6 +221,35 @@ async def test_half_a_deletion_is_not_seen_as_a_version(store: Store, settings: 
     half_deleted(settings.adapter_store_dir / f".aside-retired-{names[0]}")
     assert await tick(store, settings) == names[:2]
     assert on_disk(settings) == sorted(names[2:])
+
+
+async def test_a_version_that_can_not_be_deleted_stays_and_the_others_go(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=6)
+    in_the_way = settings.adapter_store_dir / f".aside-retired-{names[0]}"
+    in_the_way.touch()
+    assert await tick(store, settings) == [names[1]]
+    in_the_way.unlink()
+    assert await tick(store, settings) == [names[0]]
+
+
+async def test_a_scope_whose_version_in_use_has_no_record_keeps_its_files_and_the_others_lose_their_old_ones(
+    store: Store, settings: Settings, vllm: FakeVllm, redis_url: str
+) -> None:
+    old, gone = [], user("carol")
+    for scope in (user("alice"), gone, user("bob")):
+        names = await promoted(store, settings, vllm, versions=5, scope=scope)
+        old += names[:1] if scope != gone else []
+    in_use = await active(store, gone)
+    with Redis.from_url(redis_url) as redis:
+        assert redis.hdel(ScopeKeys(gone, tenant="acme").versions, in_use) == 1
+    fresh = open_store(settings)
+
+    assert sorted(await tick(fresh, settings)) == sorted(old)
+
+    await fresh.close()
+    assert in_use in on_disk(settings)
 
 
 @pytest.mark.parametrize(

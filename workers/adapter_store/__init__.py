@@ -15,9 +15,18 @@ from service.settings import Settings
 from workers.adapter_store.copies import GIB, Copies
 from workers.adapter_store.folder import FolderStore
 from workers.adapter_store.scopes import by_scope
-from workers.adapter_store.versions import AdapterRefused, Provenance
+from workers.adapter_store.versions import AdapterRefused, Provenance, StoreAway
 
-__all__ = ["AdapterRefused", "AdapterStore", "Copies", "FolderStore", "adapter_store", "by_scope", "local_copies"]
+__all__ = [
+    "AdapterRefused",
+    "AdapterStore",
+    "Copies",
+    "FolderStore",
+    "StoreAway",
+    "adapter_store",
+    "by_scope",
+    "local_copies",
+]
 
 
 class AdapterStore(Protocol):

@@ -27,7 +27,15 @@ from pydantic import ValidationError
 from service.domain.feedback import Frozen
 from service.domain.slow_weights import NAME
 from workers.adapter_store.copies import Copies
-from workers.adapter_store.versions import FILES, PROVENANCE, AdapterRefused, Provenance, provenance_of, sha256_of
+from workers.adapter_store.versions import (
+    FILES,
+    PROVENANCE,
+    AdapterRefused,
+    Provenance,
+    StoreAway,
+    provenance_of,
+    sha256_of,
+)
 from workers.files import ASIDE, ORPHAN_SECONDS
 
 log = logging.getLogger(__name__)
@@ -42,10 +50,6 @@ S3_OPTIONS: dict[str, Any] = {
 }
 # Of this machine's disk, whatever the store.
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class StoreAway(OSError):
-    """The object store does not answer, or refuses."""
 
 
 class Part(Frozen):

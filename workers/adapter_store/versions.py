@@ -19,6 +19,10 @@ class AdapterRefused(FastslowError):
     """The version's files are not what its provenance says, or can't be read or copied."""
 
 
+class StoreAway(OSError):
+    """The object store does not answer, or refuses."""
+
+
 class Provenance(Frozen):
     """Whose version it is: the part of an `AdapterVersion` that is needed without its record, so that it outlives changes of the report."""
 
