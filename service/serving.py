@@ -28,7 +28,7 @@ from service.recording import Recording
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
-from service.tokens import Tokens
+from service.tokens import Tokens, texts_of
 from service.tracing import span
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 NO_USER = "no-user"
 NO_STORE = "store-unavailable"
 NO_ADAPTER = "adapter-unavailable"
+NO_ROOM = "context-too-long"
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,17 @@ class Serving:
         user: str | None,
         max_tokens: int | None,
         seed: int | None = None,
+        tools: str = "",
         wish: Personalization = Personalization(),
         without_adapter: bool = False,
+        without_context: bool = False,
     ) -> Plan:
-        """Choose the context and the adapter for a conversation; `without_adapter` after vLLM has refused the one in use.
+        """Choose the context and the adapter for a conversation.
+
+        Args:
+            tools: what the chat template renders beside the messages.
+            without_adapter: vLLM has refused the one in use.
+            without_context: to vLLM it was too long with it.
 
         Raises:
             ContextLengthExceeded: the conversation alone fills the window.
@@ -136,9 +144,11 @@ class Serving:
         if in_use is None:
             self._degrade(degraded, NO_ADAPTER)
         adapter, unneeded = in_use or (BASE, frozenset[str]())
-        room, reply_tokens = self._room(messages, max_tokens)
+        room, reply_tokens = await self._room(messages, tools, max_tokens)
         choice = NO_CONTEXT
-        if user is not None and wish.context:
+        if without_context:
+            self._degrade(degraded, NO_ROOM)
+        elif user is not None and wish.context:
             priors = await self._priors(state, tenant=tenant, degraded=degraded)
             wanted = Wanted(tenant, user, state.fast_weights, adapter, unneeded, priors)
             with span("choose context"):
@@ -266,21 +276,26 @@ class Serving:
             return None
         return name, absorbed(version, state.fast_weights, user=user)
 
-    def _room(self, messages: list[Message], max_tokens: int | None) -> tuple[int, int]:
-        """Tokens left for the context, and tokens set aside for the reply."""
-        window, wanted = self.settings.max_model_len, max_tokens or self.settings.default_max_tokens
-        most = self.tokens.most_of_messages(messages)
-        if most + wanted + self.settings.most_context_tokens <= window:
+    async def _room(self, messages: list[Message], tools: str, max_tokens: int | None) -> tuple[int, int]:
+        """Tokens left for the context, and tokens set aside for the reply.
+
+        Of a longer reply than the default no more is set aside: many clients ask for as much as there may be, and vLLM ends a reply
+        at the window.
+        """
+        window, default = self.settings.max_model_len, self.settings.default_max_tokens
+        wanted = min(max_tokens or default, default)
+        most = self.tokens.most_of(messages, tools)
+        if most is not None and most + wanted + self.settings.most_context_tokens <= window:
             # There is room for all; how much more need not be known.
             return window - most - wanted, wanted
-        content = sum(self.tokens.count(m.content or "") for m in messages)
+        content = await self.tokens.counted([*texts_of(messages), tools], most=window)
         if content >= window:
             raise ContextLengthExceeded(
-                f"The messages have {content} tokens and the window of {self.settings.model_name} is {window}, "
+                f"The messages have {content} tokens or more and the window of {self.settings.model_name} is {window}, "
                 "the reply included: shorten the conversation.",
                 param="messages",
             )
-        conversation = self.tokens.count_messages(messages)
+        conversation = self.tokens.count_messages(messages) + self.tokens.count(tools)
         wanted = min(wanted, max(1, window - conversation))
         return max(0, window - conversation - wanted), wanted
 

@@ -1,7 +1,10 @@
 """Counting tokens with the served model's own tokenizer, and knowing its control tokens."""
 
+import asyncio
+import hashlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from service.errors import FastslowError
 
 # Context items and the turns of a growing conversation come back at every chat.
 CACHED_TEXTS = 20_000
+# A longer text is counted in a thread, for it takes milliseconds, and remembered by its hash.
+SHORT_CHARS = 4_096
 
 
 class TokenizerUnavailable(FastslowError):
@@ -34,7 +39,32 @@ class Tokens:
         self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
         # Each token of such a tokenizer stands for one byte or more of the text.
         self._bytes_bound = tokenizer.normalizer is None and isinstance(tokenizer.decoder, ByteLevel)
-        self.count = lru_cache(CACHED_TEXTS)(self._count)
+        self._longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        self._short = lru_cache(CACHED_TEXTS)(self._count)
+        self._long: dict[bytes, int] = {}
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        if len(text) <= SHORT_CHARS:
+            return self._short(text)
+        key = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+        found = self._long.get(key)
+        if found is None:
+            if len(self._long) >= CACHED_TEXTS:
+                self._long.clear()
+            found = self._long[key] = self._count(text)
+        return found
+
+    async def counted(self, texts: Sequence[str], *, most: int) -> int:
+        """`count` of all together; or a lower number that is `most` already, where the bytes tell so, for a megabyte takes seconds."""
+        if self._bytes_bound:
+            least = sum(map(_bytes, texts)) // self._longest_token
+            if least >= most:
+                return least
+        for text in texts:
+            if len(text) > SHORT_CHARS:
+                await asyncio.to_thread(self.count, text)
+        return sum(map(self.count, texts))
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -52,14 +82,29 @@ class Tokens:
 
     def count_messages(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation, with an upper bound for what the chat template adds."""
-        return _around(messages) + sum(self.count(m.content or "") for m in messages)
+        return _around(messages) + sum(map(self.count, texts_of(messages)))
 
-    def most_of_messages(self, messages: Sequence[Message]) -> int:
-        """A number that `count_messages` does not exceed: by the bytes, where the tokenizer lets them tell, for that costs nothing."""
+    def most_of(self, messages: Sequence[Message], tools: str) -> int | None:
+        """A number that all their tokens don't exceed, by the bytes, which costs nothing; None where these don't tell."""
         if not self._bytes_bound:
-            return self.count_messages(messages)
+            return None
         # One more each, for tokenizers that put a space before a text.
-        return _around(messages) + sum(len((m.content or "").encode(errors="replace")) + 1 for m in messages)
+        return _around(messages) + sum(_bytes(text) + 1 for text in (*texts_of(messages), tools))
+
+
+def texts_of(messages: Iterable[Message]) -> list[str]:
+    """What a chat template renders of messages; tool calls as JSON."""
+    texts = [m.content or "" for m in messages]
+    return texts + [as_json(m.model_extra) for m in messages if m.model_extra]
+
+
+def as_json(value: object) -> str:
+    """As most chat templates write tools, and their calls."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def _around(messages: Sequence[Message]) -> int:

@@ -74,9 +74,11 @@ class Reply(asyncio.Protocol):
 
     async def read(self) -> bytes:
         """All of the body."""
+        # Taken as it comes: what lies unread is bounded.
+        pieces = [await self.readany()]
         while not self.complete:
-            await self._more()
-        return self._taken()
+            pieces.append(await self.readany())
+        return b"".join(pieces)
 
     async def readany(self) -> bytes:
         """What there is of the body, empty at its end."""
@@ -96,7 +98,8 @@ class Reply(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self.unused_since = self._loop.time()
-        if not self.complete or not self.usable:
+        # One with much unread has paused reading, and the next reply on it would never come.
+        if not self.complete or not self.usable or self._unread > MOST_UNREAD_BYTES:
             self.close()
         return self.usable
 

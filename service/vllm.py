@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from service.engine import BACKGROUND_PRIORITY, SCORE_PATH, Candidates, Sampled, Score
-from service.errors import EngineUnavailable, UpstreamRejected
+from service.errors import EngineUnavailable, InvalidRequest, UpstreamRejected
 from service.replicas import BUSY_SECONDS, Replica, Replicas
 from service.replies import away, begun, refusal, whole
 from service.settings import Settings
@@ -172,8 +172,13 @@ class VllmEngine:
         Raises:
             EngineUnavailable: neither can answer.
             UpstreamRejected: the request's own fault, or an adapter that is at neither.
+            InvalidRequest: it can't be written as JSON: a number of more than 64 bits.
         """
-        data, model = orjson.dumps(body), body["model"]
+        model = body["model"]
+        try:
+            data = orjson.dumps(body)
+        except TypeError as error:
+            raise InvalidRequest(f"The request can't be sent on: {error}.") from error
         headers = {"X-Request-Id": request_id, "X-Session-ID": affinity or request_id}
         problem: EngineUnavailable | UpstreamRejected | None = None
         for replica in (await self.replicas.order(affinity or request_id, model))[:TRIES]:

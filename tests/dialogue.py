@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from service.domain.events import Member, PopulationEvent
-from service.domain.feedback import BASE
+from service.domain.feedback import BASE, Interaction
 from service.domain.fold import apply
 from service.domain.items import Guideline, guideline_id
 from service.domain.population import member_id
@@ -22,6 +22,14 @@ async def chat(client: httpx.AsyncClient, *, user: str = "alice") -> str:
     assert response.status_code == 200, response.text
     completion_id: str = response.json()["id"]
     return completion_id
+
+
+async def stored(store: Store, interaction_id: str, *, user: str = "alice", tenant: str = "acme") -> Interaction | None:
+    """What is kept of an interaction."""
+    inputs = await store.users.feedback_inputs(
+        interaction_id, tenant=tenant, user=user, other_id=None, idempotency_key=None
+    )
+    return inputs.interaction
 
 
 async def say(client: httpx.AsyncClient, *, user: str = "alice", **signals: Any) -> str:

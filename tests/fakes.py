@@ -84,6 +84,8 @@ class FakeVllm:
         self.likelihood: Callable[[str, str], float] = overlap
         self.reply: Callable[[dict[str, Any]], str] = lambda body: f"Reply {len(self.bodies)}"
         self.refuse: tuple[int, dict[str, Any]] | None = None
+        self.most_messages: int | None = None
+        """More are longer than its window."""
         self.piece_seconds = 0.0
         self.cut_stream_after: int | None = None
         self.aborted = asyncio.Event()
@@ -156,6 +158,9 @@ class FakeVllm:
         return web.json_response({"error": error}, status=404)
 
     def _refusal(self, body: dict[str, Any]) -> web.Response | None:
+        if self.most_messages is not None and len(body["messages"]) > self.most_messages:
+            error = {"message": "maximum context length is 2048", "param": "input_tokens", "code": 400}
+            return web.json_response({"error": error}, status=400)
         if self.refuse is not None:
             status, error = self.refuse
             return web.json_response({"error": error}, status=status)

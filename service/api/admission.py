@@ -6,7 +6,7 @@ A chat that is refused has cost little: nothing was read of its user, and what i
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 
@@ -48,7 +48,9 @@ class Admission:
         metrics.chats_in_flight.set_function(lambda: self.gate.in_flight)
         metrics.chats_waiting.set_function(lambda: self.gate.waiting)
 
-    async def chat(self, request: Request, *, tenant: str, user: str | None, tokens: Callable[[], int]) -> None:
+    async def chat(
+        self, request: Request, *, tenant: str, user: str | None, tokens: Callable[[], Awaitable[int]]
+    ) -> None:
         """Let a chat in; its place is given up when the reply's last byte has left, or its client.
 
         Args:
@@ -68,8 +70,10 @@ class Admission:
         request.state.ended.append(self.gate.leave)
         limits = self._tenants.get(tenant, self._default)
         if limits is not NO_LIMITS:
-            takes = self._takes(limits, "chats", lambda: 1, tenant=tenant, user=user)
-            await self._check(request, takes | self._takes(limits, "tokens", tokens, tenant=tenant, user=user))
+            takes = self._takes(limits, "chats", 1, tenant=tenant, user=user)
+            if limits.most("tokens", of="tenant") or limits.most("tokens", of="user"):
+                takes |= self._takes(limits, "tokens", await tokens(), tenant=tenant, user=user)
+            await self._check(request, takes)
 
     async def feedback(self, request: Request, *, tenant: str, user: str) -> None:
         """Let a feedback in.
@@ -78,17 +82,17 @@ class Admission:
             RateLimited: the tenant or the user has given too much of late.
         """
         limits = self._tenants.get(tenant, self._default)
-        await self._check(request, self._takes(limits, "feedback", lambda: 1, tenant=tenant, user=user))
+        await self._check(request, self._takes(limits, "feedback", 1, tenant=tenant, user=user))
 
     def _takes(
-        self, limits: RateLimits, what: str, cost: Callable[[], int], *, tenant: str, user: str | None
+        self, limits: RateLimits, what: str, cost: int, *, tenant: str, user: str | None
     ) -> dict[tuple[str, str], Take]:
         """By whose it is and of what: what this request takes of each limit that is on."""
         takes: dict[tuple[str, str], Take] = {}
         for whose in ("tenant",) if user is None else ("tenant", "user"):
             if limit := limits.most(what, of=whose):
                 key = rate_limit(what, tenant=tenant, user=user if whose == "user" else None)
-                takes[whose, what] = Take(key, per_minute=limit, cost=cost())
+                takes[whose, what] = Take(key, per_minute=limit, cost=cost)
         return takes
 
     async def _check(self, request: Request, takes: dict[tuple[str, str], Take]) -> None:

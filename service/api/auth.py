@@ -103,8 +103,16 @@ def user_of(request: Request, caller: Caller, named: str | None) -> str | None:
         return caller.user
     header = request.headers.get("x-user-id")
     if header is not None:
-        return checked_user(header, "X-User-ID")
+        return checked_user(_decoded(header), "X-User-ID")
     return checked_user(named, "user") if named is not None else None
+
+
+def _decoded(header: str) -> str:
+    """A header's text as UTF-8, which clients send, where it is that; Starlette takes each byte for a character."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
 
 
 def path_user(request: Request, caller: Caller, user: str) -> str:

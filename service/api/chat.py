@@ -1,5 +1,6 @@
 """`POST /v1/chat/completions`: OpenAI's request and reply, personalized."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
@@ -17,9 +18,16 @@ from service.api.schemas import PASSED_ON, ChatRequest, DryRunReply
 from service.domain.context import TOKENS_AROUND_MESSAGE
 from service.domain.feedback import BASE
 from service.engine import DONE
-from service.errors import EngineUnavailable, InvalidRequest, ModelNotFound, UpstreamRejected
+from service.errors import (
+    ContextLengthExceeded,
+    EngineUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    UpstreamRejected,
+)
 from service.metrics import Metrics
 from service.serving import Plan, Serving, rendered
+from service.tokens import as_json, texts_of
 from service.tracing import span
 
 router = APIRouter()
@@ -53,11 +61,15 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
         )
     clock = Clock(request.state.started)
     user = user_of(request, caller, body.named_user())
+    tools = as_json(body.tools) if body.tools else ""
     admission: Admission = request.app.state.admission
     with span("admit"):
-        await admission.chat(request, tenant=caller.tenant, user=user, tokens=lambda: _most_tokens(body, serving))
+        await admission.chat(
+            request, tenant=caller.tenant, user=user, tokens=lambda: _most_tokens(body, tools, serving)
+        )
     serve = _serve_stream if body.stream else _serve_whole
     rejected: tuple[str, UpstreamRejected] | None = None
+    too_long = False
     while True:
         plan = await serving.plan(
             body.conversation(),
@@ -66,13 +78,21 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
             user=user,
             max_tokens=body.max_completion_tokens or body.max_tokens,
             seed=body.seed,
+            tools=tools,
             wish=body.wish(),
             without_adapter=rejected is not None,
+            without_context=too_long,
         )
         if body.wish().dry_run:
             return _dry_run(plan, body, clock, serving)
         try:
             response = await serve(request, body, serving, plan, clock)
+        except ContextLengthExceeded:
+            # The chat template may take more than was reckoned with. A conversation that fits by itself is answered.
+            if plan.context.tokens == 0:
+                raise
+            too_long = True
+            continue
         except UpstreamRejected as error:
             if plan.version.adapter == BASE:
                 raise
@@ -84,11 +104,12 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
         return response
 
 
-def _most_tokens(body: ChatRequest, serving: Serving) -> int:
+async def _most_tokens(body: ChatRequest, tools: str, serving: Serving) -> int:
     """Tokens of the messages, and of the longest reply to them."""
-    count = serving.tokens.count
-    prompt = sum(count(message.text() or "") + TOKENS_AROUND_MESSAGE for message in body.messages)
-    return prompt + (body.max_completion_tokens or body.max_tokens or serving.settings.default_max_tokens)
+    texts = [*texts_of(body.conversation()), tools]
+    prompt = await serving.tokens.counted(texts, most=serving.settings.max_model_len)
+    reply = body.max_completion_tokens or body.max_tokens or serving.settings.default_max_tokens
+    return prompt + TOKENS_AROUND_MESSAGE * len(body.messages) + reply
 
 
 def _sampling(body: ChatRequest) -> dict[str, Any]:
@@ -191,8 +212,12 @@ class EventStream(Response):
 async def _relay(
     pieces: AsyncIterator[list[bytes]], body: ChatRequest, serving: Serving, plan: Plan, started: float
 ) -> AsyncGenerator[bytes, None]:
-    """vLLM's events as the client's, as many at a time as have come; the interaction is stored before the last."""
+    """vLLM's events as the client's, as many at a time as have come; the interaction is stored before the last.
+
+    What was told of it is stored too where the client has had enough: whoever stops a bad reply may say so.
+    """
     told = _Told(plan.id, body.model, started, serving.metrics)
+    stored = False
     try:
         async for events in pieces:
             done = events[-1] == DONE
@@ -200,6 +225,7 @@ async def _relay(
                 yield relayed
             if done:
                 before = len(plan.degraded)
+                stored = True
                 await serving.record(plan, told.text, told.finish_reason)
                 for reason in plan.degraded[before:]:
                     # The headers have left; a comment is what server-sent events have for this.
@@ -211,6 +237,10 @@ async def _relay(
         broken = EngineUnavailable("The inference server ended the stream early: send the request again.")
     except EngineUnavailable as error:
         broken = error
+    except (GeneratorExit, asyncio.CancelledError):
+        if told.text and not stored:
+            await serving.record(plan, told.text, told.finish_reason)
+        raise
     # The status has left already; an error event is what OpenAI's clients raise from.
     yield b"data: " + orjson.dumps(broken.body()) + b"\n\n"
 

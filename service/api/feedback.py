@@ -115,7 +115,11 @@ def _preference(
             param="preference.interaction_id",
             code="unknown_interaction",
         )
-    if other.messages != interaction.messages:
+    if other.id == interaction.id:
+        raise InvalidFields("An interaction can't be preferred to itself.", param="preference.interaction_id")
+    # Of one of them a part may be all that was kept.
+    same = (interaction.messages, interaction.in_brief().messages)
+    if other.messages not in same and interaction.messages != other.in_brief().messages:
         raise InvalidFields(
             "The two interactions answer different conversations, so neither reply is the better one.",
             param="preference.interaction_id",

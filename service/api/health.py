@@ -53,7 +53,7 @@ async def models(request: Request, caller: Annotated[Caller, Depends(authenticat
     return {"object": "list", "data": [_model(request.app.state.serving)]}
 
 
-@router.get("/v1/models/{model}", summary="One model")
+@router.get("/v1/models/{model:path}", summary="One model")
 async def model(request: Request, model: str, caller: Annotated[Caller, Depends(authenticated)]) -> dict[str, Any]:
     serving: Serving = request.app.state.serving
     if model != serving.settings.model_name:

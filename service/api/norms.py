@@ -17,6 +17,9 @@ from service.store.norms import parsed
 from service.store.scopes import AuditEntry
 from service.verifiers.norms import findings
 
+# As long as any norm waits for before it looks.
+LONG_REPLY = "Rain is water that falls from clouds. " * 60
+
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 Admin = Annotated[Caller, Depends(admin)]
 
@@ -79,7 +82,7 @@ async def set_norms(request: Request, scope: str, body: NormsRequest, caller: Ad
     serving: Serving = request.app.state.serving
     parsed_scope = _scope(scope)
     # What can't be checked here must not be promised, and some packages are imported at a first check only. That takes a second.
-    await asyncio.to_thread(findings, body.norms, "What is rain?", "Water that falls from clouds.")
+    await asyncio.to_thread(findings, body.norms, "What is rain?", LONG_REPLY)
     entry = AuditEntry(
         at=time.time(),
         action="norms",

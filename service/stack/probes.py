@@ -6,8 +6,8 @@ from pathlib import Path
 import aiohttp
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
+from service.store.connection import FAILURES
 from service.store.redis_urls import clients
 
 Probe = Callable[[], Awaitable[str]]
@@ -46,7 +46,7 @@ def redis_answers(url: str) -> Probe:
             return str(error)
         try:
             await client.ping()
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             return str(error)
         finally:
             await close()

@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisClusterException, RedisError
 
 from service.errors import StoreUnavailable
 from service.store.lane import RECONNECT_SECONDS, Command, Lane
@@ -17,6 +17,9 @@ from service.store.redis_urls import clients
 
 # A pooled connection that died with an old server fails once; a server that is away must not hold a chat for long.
 RECONNECTS = 1
+
+FAILURES = (RedisError, RedisClusterException, OSError)
+"""What a client raises where Redis can't be used; that no node of a cluster can be reached is no RedisError."""
 
 # A write of no meaning, which a full Redis takes too.
 CONFIRM = """#!lua flags=allow-oom
@@ -143,11 +146,11 @@ def store_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (RedisError, OSError) as error:
+    except FAILURES as error:
         raise unavailable(error) from error
 
 
-def unavailable(error: RedisError | OSError) -> StoreUnavailable:
+def unavailable(error: Exception) -> StoreUnavailable:
     """What Redis says, as an error of ours."""
     if isinstance(error, AuthenticationError):
         return StoreUnavailable(f"Redis refuses the credentials: {error}", retry_after_seconds=30)

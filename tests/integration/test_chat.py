@@ -9,22 +9,16 @@ import httpx
 import jwt
 import pytest
 
-from service.domain.feedback import Interaction
 from service.settings import Settings
 from service.store import Store
-from tests.conftest import KEYS, OTHER_TENANT_KEY
-from tests.fakes import MODEL, FakeVllm
+from service.tokens import Tokens
+from tests.conftest import CLIENT_KEY, KEYS, OTHER_TENANT_KEY, gateway_client
+from tests.dialogue import stored
+from tests.fakes import MODEL, FakeVllm, RecordedJobs
 from tests.gateway import gateway_process
 from tests.waiting import PATIENCE_SECONDS, until
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}]}
-
-
-async def stored(store: Store, interaction_id: str, *, user: str = "alice", tenant: str = "acme") -> Interaction | None:
-    inputs = await store.users.feedback_inputs(
-        interaction_id, tenant=tenant, user=user, other_id=None, idempotency_key=None
-    )
-    return inputs.interaction
 
 
 async def teach(client: httpx.AsyncClient, **signals: Any) -> None:
@@ -374,6 +368,36 @@ async def test_a_client_that_hangs_up_aborts_the_generation(
         await asyncio.wait_for(vllm.aborted.wait(), timeout=PATIENCE_SECONDS)
 
 
+async def test_a_reply_that_its_user_stops_can_be_given_feedback(
+    settings: Settings, vllm: FakeVllm, store: Store
+) -> None:
+    vllm.piece_seconds = 0.05
+    vllm.reply = lambda _: "word " * 2000
+    async with gateway_process(settings, KEYS) as url, httpx.AsyncClient(timeout=PATIENCE_SECONDS) as http:
+        headers = {"Authorization": f"Bearer {CLIENT_KEY}", "X-User-ID": "alice"}
+        request = http.build_request(
+            "POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}, headers=headers
+        )
+        response = await http.send(request, stream=True)
+        said: list[dict[str, Any]] = []
+        async for line in response.aiter_lines():
+            if line:
+                said.append(json.loads(line.removeprefix("data: ")))
+            if len(said) == 4:
+                break
+        await response.aclose()
+
+        async def kept() -> bool:
+            return await stored(store, said[0]["id"]) is not None
+
+        await until(kept, what="the interaction")
+    interaction = await stored(store, said[0]["id"])
+    assert interaction is not None
+    assert interaction.reply.startswith("".join(c["choices"][0]["delta"].get("content") or "" for c in said))
+    assert len(interaction.reply) < 9_000
+    assert interaction.finish_reason is None
+
+
 async def test_a_tokens_user_is_never_overridden(settings: Settings, vllm: FakeVllm, store: Store) -> None:
     secret = "a-secret-of-at-least-32-characters!!"
     claims = {"tenant": "acme", "sub": "dora", "aud": "fastslow", "exp": 4102444800}
@@ -392,3 +416,64 @@ async def test_a_tokens_user_is_never_overridden(settings: Settings, vllm: FakeV
         ]
     assert await stored(store, completion["id"], user="dora") is not None
     assert (other.status_code, admin_call.status_code, refused) == (403, 403, [401, 401])
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "description": "", "parameters": {"type": "object"}}}
+
+
+def tool(words: int) -> dict[str, Any]:
+    return TOOL | {"function": {**TOOL["function"], "description": "word " * words}}
+
+
+async def test_asking_for_the_longest_reply_leaves_room_for_the_context(
+    client: httpx.AsyncClient, vllm: FakeVllm
+) -> None:
+    await teach(client, correction="A noun is a word.")
+    response = await client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 2048})
+    assert int(response.headers["x-fastslow-context-tokens"]) > 0
+    assert vllm.last["max_tokens"] == 2048
+
+
+async def test_tools_take_their_part_of_the_window(client: httpx.AsyncClient, vllm: FakeVllm) -> None:
+    await teach(client, correction="A noun is a word.")
+    short = await client.post("/v1/chat/completions", json=CHAT | {"tools": [tool(100)]})
+    long = await client.post("/v1/chat/completions", json=CHAT | {"tools": [tool(1480)]})
+    assert int(short.headers["x-fastslow-context-tokens"]) > 0
+    assert (long.status_code, long.headers["x-fastslow-context-tokens"]) == (200, "0")
+    endless = await client.post("/v1/chat/completions", json=CHAT | {"tools": [tool(3000)]})
+    assert (endless.status_code, endless.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert len(vllm.bodies) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_is_too_long_with_the_context_alone_is_answered_without(
+    client: httpx.AsyncClient, vllm: FakeVllm, stream: bool
+) -> None:
+    await teach(client, correction="A noun is a word.")
+    vllm.most_messages = 1
+    response = await client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+    assert response.status_code == 200
+    assert response.headers["x-fastslow-context-tokens"] == "0"
+    assert response.headers["x-fastslow-degraded"] == "context-too-long"
+    assert len(vllm.last["messages"]) == 1
+
+
+async def test_a_number_that_json_can_not_carry_on_is_the_requests_fault(client: httpx.AsyncClient) -> None:
+    huge = TOOL | {"function": {**TOOL["function"], "parameters": {"maximum": 2**64}}}
+    response = await client.post("/v1/chat/completions", json=CHAT | {"tools": [huge]})
+    assert response.status_code == 400
+    assert "64-bit" in response.json()["error"]["message"]
+
+
+async def test_a_users_id_in_the_header_is_utf_8(client: httpx.AsyncClient, store: Store) -> None:
+    headers = {b"X-User-ID": "José".encode()}
+    completion = (await client.post("/v1/chat/completions", json=CHAT, headers=headers)).json()
+    assert await stored(store, completion["id"], user="José") is not None
+
+
+async def test_a_model_may_have_a_hub_ids_name(settings: Settings, tokens: Tokens, jobs: RecordedJobs) -> None:
+    named = settings.model_copy(update={"model_name": "Qwen/Qwen3-4B"})
+    async with gateway_client(named, tokens, jobs) as http:
+        for path in ("Qwen/Qwen3-4B", "Qwen%2FQwen3-4B"):
+            assert (await http.get(f"/v1/models/{path}")).json()["id"] == "Qwen/Qwen3-4B"
+        assert (await http.get("/v1/models/Qwen/other")).json()["error"]["code"] == "model_not_found"

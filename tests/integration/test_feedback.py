@@ -17,6 +17,7 @@ from service.store.connection import Connection
 from service.store.keys import UserKeys
 from service.store.lane import Command
 from tests.conftest import CLIENT_KEY, KEYS, OTHER_TENANT_KEY
+from tests.dialogue import stored
 from tests.fakes import MODEL, FakeVllm
 from tests.folds import lose_fold
 from tests.gateway import free_port, gateway_process
@@ -24,8 +25,9 @@ from tests.gateway import free_port, gateway_process
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is a noun?"}]}
 
 
-async def chat(client: httpx.AsyncClient, **headers: str) -> str:
-    response = await client.post("/v1/chat/completions", json=CHAT, headers=headers)
+async def chat(client: httpx.AsyncClient, *messages: dict[str, str], **headers: str) -> str:
+    body = CHAT | ({"messages": list(messages)} if messages else {})
+    response = await client.post("/v1/chat/completions", json=body, headers=headers)
     assert response.status_code == 200, response.text
     completion_id: str = response.json()["id"]
     return completion_id
@@ -65,6 +67,25 @@ async def test_a_preference_for_another_reply_makes_an_exemplar_with_the_rejecte
     assert response.status_code == 200
     [item] = await items(client)
     assert (item["reply"], item["rejected"]) == ("Reply 2", "Reply 1")
+
+
+async def test_a_preference_is_for_another_reply_to_the_same_conversation(
+    client: httpx.AsyncClient, store: Store
+) -> None:
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+    asked = {"role": "user", "content": "What is a noun?"}
+    first, second = [await chat(client, *turns, asked) for _ in range(2)]
+    other = await chat(client, {"role": "user", "content": "Good day."}, turns[1], asked)
+
+    for refused in (first, other):
+        response = await give(client, first, preference={"interaction_id": refused, "better": "this"})
+        assert (response.status_code, response.json()["error"]["param"]) == (422, "preference.interaction_id")
+
+    whole = await stored(store, second)
+    assert whole is not None
+    await store.users.record(whole.in_brief(), retention_seconds=3600)
+    response = await give(client, first, preference={"interaction_id": second, "better": "other"})
+    assert response.status_code == 200, response.text
 
 
 async def test_a_preference_against_a_text_keeps_this_reply(client: httpx.AsyncClient) -> None:

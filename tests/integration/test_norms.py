@@ -1,5 +1,6 @@
 """Norms of a scope over a real Redis: what an admin sets is kept, audited, refused with reasons, and counted on the replies served."""
 
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -289,3 +290,13 @@ async def test_too_many_scopes_with_norms_are_refused_and_the_ones_there_can_be_
     assert (await put(client, QUOTED, scope="cohort:c7")).status_code == 200
     assert (await put(client, scope="cohort:c8")).status_code == 200
     assert (await put(client, BRIEF)).status_code == 200
+
+
+async def test_what_this_gateway_has_no_packages_for_is_not_promised(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which this one imports at its first check.
+    monkeypatch.setitem(sys.modules, "langdetect", None)
+    response = await put(client, {"name": "german", "checker": "language", "arguments": {"language": "de"}})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "verifiers_missing")
+    assert await shown(client) == []

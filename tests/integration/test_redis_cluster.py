@@ -14,6 +14,7 @@ from redis.crc import key_slot
 
 from service.domain.slow_weights import Scope
 from service.settings import Settings
+from service.stack.probes import redis_answers
 from service.store import Store, open_store
 from service.store.keys import UserKeys
 from service.tokens import Tokens
@@ -185,3 +186,16 @@ async def test_gateways_share_the_rate_limits_of_users_on_every_node(
         ]
     assert [reply.status_code for reply in replies] == [200, 429] * len(USERS)
     assert all(int(reply.headers["x-ratelimit-remaining-tokens"]) < 100_000 for reply in replies)
+
+
+async def test_a_cluster_that_can_not_be_reached_is_redis_away(
+    settings: Settings, tokens: Tokens, jobs: RecordedJobs
+) -> None:
+    away = settings.model_copy(update={"redis_url": "redis+cluster://127.0.0.1:1", "redis_timeout_seconds": 5.0})
+    async with gateway_client(away, tokens, jobs) as http:
+        served = await answered(http)
+        assert (served.status_code, served.headers["x-fastslow-degraded"].split(",")[0]) == (200, "store-unavailable")
+        refused = await http.post("/v1/feedback", json={"interaction_id": served.json()["id"], "rating": 1})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+        assert (await http.get("/health/ready")).status_code == 503
+    assert await redis_answers(away.redis_url)()

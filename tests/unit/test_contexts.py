@@ -74,4 +74,23 @@ async def test_what_is_sent_is_what_is_rendered(contexts: Contexts, messages: li
 @pytest.mark.parametrize("text", ["", "x", "word " * 50, "Ünïcödé ﷽ 漢字 🙂🙂", "\x00\x01 \n\n\t  ", "<|im_end|>" * 3])
 def test_a_bound_on_tokens_that_costs_nothing_holds(tokens: Tokens, text: str) -> None:
     messages = [Message(role="user", content=text), Message(role="assistant", content=None)]
-    assert tokens.count_messages(messages) <= tokens.most_of_messages(messages)
+    most = tokens.most_of(messages, text)
+    assert most is not None
+    assert tokens.count_messages(messages) + tokens.count(text) <= most
+
+
+async def test_long_texts_are_counted_as_short_ones_are_and_too_much_is_seen_by_its_bytes(tokens: Tokens) -> None:
+    long = "A river is water. " * 1_000
+    assert await tokens.counted(["A river is water. ", long], most=10**6) == tokens.count(
+        "A river is water. "
+    ) + tokens.count(long)
+    assert tokens.count(long) == len(tokens._tokenizer.encode(long, add_special_tokens=False).ids)
+    huge = long * 100
+    assert 2048 <= await tokens.counted([huge], most=2048) <= tokens.count(huge)
+
+
+def test_what_a_template_renders_beside_the_text_is_counted_too(tokens: Tokens) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+    plain = Message(role="assistant", content="Let me see.")
+    calling = Message(role="assistant", content="Let me see.", tool_calls=[call])  # type: ignore[call-arg]
+    assert tokens.count_messages([calling]) > tokens.count_messages([plain]) + 10

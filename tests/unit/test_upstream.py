@@ -211,3 +211,26 @@ async def test_a_request_waits_for_a_connection_no_longer_than_for_a_reply() -> 
         assert await body_of(upstream, served.url) == (200, b"hello")
         upstream.close()
     assert len(served.requests) == 2
+
+
+async def test_a_whole_reply_may_be_longer_than_what_may_lie_unread() -> None:
+    body = b"x" * (4 * MOST_UNREAD_BYTES)
+    async with server(says(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as served:
+        upstream = client()
+        for _ in range(2):
+            assert await asyncio.wait_for(body_of(upstream, served.url), 30) == (200, body)
+        upstream.close()
+    assert served.connections == 1
+
+
+async def test_a_connection_on_which_much_was_left_unread_is_not_used_again() -> None:
+    chunk = b"%x\r\n" % (2 * MOST_UNREAD_BYTES) + b"x" * (2 * MOST_UNREAD_BYTES) + b"\r\n0\r\n\r\n"
+    upstream = client()
+    async with server(says(CHUNKED)) as served:
+        reply = await upstream.request("POST", served.url, b"{}")
+        # All of it in one read, which no server can promise.
+        reply.data_received(chunk)
+        assert reply.complete
+        upstream.give_back(reply)
+        assert (await upstream.request("POST", served.url, b"{}")).status == 200
+    assert served.connections == 2
