@@ -12,7 +12,7 @@ from service.domain.fold import fold
 from service.domain.slow_weights import Scope
 from service.errors import JobFailed
 from tests.consolidation_data import corrections, user_log
-from workers.consolidation.dataset import Example, build, example_of, mix, split, usable, without_own
+from workers.consolidation.dataset import Example, build, example_of, mix, most_of_one, split, usable, without_own
 from workers.consolidation.work import UserLog, Work
 
 
@@ -187,9 +187,19 @@ def test_one_user_of_many_has_at_most_twice_an_equal_share():
     ]
     dataset = build(work({"loud": loud, **dict(quiet)}), min_examples=4, max_train=1000)
     counts = Counter(e.user for e in dataset.train + dataset.heldout)
-    # (60 + 5 * 4) / 6 users, twice.
-    assert counts["loud"] <= 27
-    assert dataset.dropped["over one user's share"] == 33
+    # Twice a sixth of what is kept: ten and the others' twenty.
+    assert counts["loud"] <= 10
+    assert dataset.dropped["over one user's share"] == 50
+
+
+@pytest.mark.parametrize(
+    ("counts", "most"),
+    [([], 1), ([7], 7), ([1, 90], 90), ([4] * 5 + [60], 10), ([10] * 19 + [200], 21), ([5] * 4, 5), ([1, 1, 300], 4)],
+)
+def test_a_user_has_at_most_twice_an_equal_share_of_what_is_kept(counts, most):
+    assert most_of_one(counts) == most
+    kept = sum(min(count, most) for count in counts)
+    assert len(counts) < 2 or most <= 2 * kept / len(counts)
 
 
 def said_alone(user, count, *, watermark=0):
@@ -240,8 +250,7 @@ def test_who_has_said_one_thing_is_in_turn_trained_on_and_held_out():
 def test_a_flood_has_no_larger_share_of_either_side_than_the_cap_leaves_it_of_the_whole():
     users = {f"user-{n}": said_alone(f"user-{n}", 10) for n in range(19)} | {"loud": said_alone("loud", 200)}
     dataset = build(work(users), min_examples=4, max_train=60)
-    # Twice (200 + 19 * 10) / 20 users.
-    kept = 39
+    kept = 21
     for side in (dataset.train, dataset.heldout):
         assert Counter(e.user for e in side)["loud"] <= len(side) * kept / (kept + 190) + 1
 

@@ -92,8 +92,10 @@ def build(work: Work, *, min_examples: int, max_train: int) -> Dataset:
     """
     dropped: Counter[str] = Counter()
     by_user = {user: usable(user, log, dropped) for user, log in work.users.items()}
-    capped = {user: _capped(own, by_user, dropped) for user, own in by_user.items()}
-    examples = _interleaved(capped, salt=work.number)
+    cap = most_of_one([len(own) for own in by_user.values() if own])
+    if over := sum(max(0, len(own) - cap) for own in by_user.values()):
+        dropped["over one user's share"] = over
+    examples = _interleaved({user: own[-cap:] for user, own in by_user.items()}, salt=work.number)
     new = sum(example.new for example in examples)
     found = f"{len(examples)} usable feedbacks, {new} of them new{_reasons(dropped)}"
     if len(examples) < min_examples or new == 0:
@@ -227,14 +229,13 @@ def without_own(state: FastWeights, example: Example) -> FastWeights:
     return state.model_copy(update={"guidelines": guidelines, "exemplars": exemplars})
 
 
-def _capped(own: list[Example], by_user: dict[str, list[Example]], dropped: Counter[str]) -> list[Example]:
-    speaking = [examples for examples in by_user.values() if examples]
-    if len(speaking) < 2:
-        return own
-    cap = math.ceil(SHARE_OF_EQUAL * sum(map(len, speaking)) / len(speaking))
-    if len(own) > cap:
-        dropped["over one user's share"] += len(own) - cap
-    return own[-cap:]
+def most_of_one(counts: Sequence[int]) -> int:
+    """The most examples that a user may have, so that nobody has more than `SHARE_OF_EQUAL` times an equal share of what is kept."""
+    cap = max(counts, default=1)
+    # What is cut off one makes the equal share smaller.
+    while counts and (share := int(SHARE_OF_EQUAL * sum(min(count, cap) for count in counts) / len(counts))) < cap:
+        cap = share
+    return cap
 
 
 def _interleaved(by_user: dict[str, list[Example]], *, salt: int) -> list[Example]:
