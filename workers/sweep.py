@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from service.domain.feedback import BASE
 from service.domain.policy import is_due
 from service.domain.slow_weights import Scope
+from service.errors import NotFound
 from service.jobs import Jobs
 from service.settings import Settings
 from service.store import Store
@@ -96,7 +97,13 @@ async def _pending(store: Store, settings: Settings, *, now: float) -> Pending:
         settled = True
         for scope in await _scopes(store, settings, tenant=tenant, user=user):
             if (tenant, scope) not in known:
-                known[tenant, scope] = await looked_at_revisions(store, scope, tenant=tenant)
+                try:
+                    known[tenant, scope] = await looked_at_revisions(store, scope, tenant=tenant)
+                except NotFound as error:
+                    # Others are due too; this one is told of at every sweep.
+                    log.error("%s of %s is not swept: %s", scope, tenant, error.message)
+                    settled = False
+                    continue
             looked_at = known[tenant, scope].get(user, 0)
             new = await store.users.feedback_after(looked_at, tenant=tenant, user=user) if head > looked_at else 0
             if new:

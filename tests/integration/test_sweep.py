@@ -12,10 +12,10 @@ from redis import Redis
 
 from service.domain.slow_weights import Scope
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, open_store
 from service.store.connection import Connection
 from service.store.keys import ScopeKeys, job_by_id
-from tests.factories import give_feedback, rejected
+from tests.factories import ALICE, give_feedback, rejected
 from tests.fakes import FakeVllm, RecordedJobs
 from tests.jobs import Trainer, opened, run
 from tests.waiting import until
@@ -66,6 +66,26 @@ async def test_after_a_consolidation_only_new_feedback_counts(store: Store, sett
     for n in (4, 5, 6):
         await give_feedback(store, n)
     assert len(await sweep(store, RecordedJobs(), settings, now=10.0, unique=new_id)) == 1
+
+
+async def test_a_version_in_use_without_a_record_keeps_no_other_scope_waiting(
+    store: Store, settings: Settings, vllm: FakeVllm, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in (1, 2, 3):
+        await give_feedback(store, n)
+    await run(await opened(store), store, settings, Trainer(vllm))
+    with Redis.from_url(redis_url) as redis:
+        redis.delete(ScopeKeys(ALICE, tenant="acme").versions)
+    for user, first in (("alice", 4), ("bob", 1)):
+        for n in range(first, first + 3):
+            await give_feedback(store, n, user=user)
+    fresh = open_store(settings)
+
+    [job] = await sweep(fresh, RecordedJobs(), settings, now=10.0, unique=new_id)
+
+    assert (await fresh.jobs.get(job, tenant="acme")).scope == "user:bob"
+    assert "user:alice of acme is not swept" in caplog.text
+    await fresh.close()
 
 
 async def test_a_rejected_attempt_waits_for_new_feedback(store: Store, settings: Settings, vllm: FakeVllm) -> None:
