@@ -100,11 +100,11 @@ def _change(state: FastWeights, edit: Edit, revision: int) -> FastWeights:
     name = state.resolve(edit.id or "")
     if (guideline := state.guidelines.get(name)) and edit.text is not None:
         text = guideline_wording(edit.text)
-        update = {"id": guideline_id(text), "text": text, "origin": "edit", "since": guideline.born}
+        update = {"id": guideline_id(text), "text": text, "origin": "edit", "since": revision}
         return _put(state, guideline.model_copy(update=update), old=guideline)
     if (exemplar := state.exemplars.get(name)) and edit.reply is not None:
         named = exemplar_id(exemplar.prompt, edit.reply, exemplar.rejected)
-        update = {"id": named, "reply": edit.reply, "origin": "edit", "since": exemplar.born}
+        update = {"id": named, "reply": edit.reply, "origin": "edit", "since": revision}
         return _put(state, exemplar.model_copy(update=update), old=exemplar)
     return state
 

@@ -326,6 +326,16 @@ def test_what_is_changed_by_hand_stands_in_a_member_where_it_stood() -> None:
     assert chosen(state, member=member) == (rhymes, state.resolve(french), state.resolve(oui))
 
 
+def test_what_the_optimizer_has_left_out_is_there_again_once_it_is_changed_by_hand() -> None:
+    log = log_of((0, Signals(comment="Answer in French.")), (1, Signals(comment="Use rhymes")))
+    french, rhymes = fold(log).guidelines
+    left_out = optimized(3, (rhymes,), basis=2)
+    state = fold([*log, left_out])
+    assert texts(state, member=state.population.members[0]) == ["Use rhymes"]
+    state = fold([*log, left_out, edits(4, Edit(op="change", id=french, text="Answer in German."))])
+    assert texts(state, member=state.population.members[0]) == ["Use rhymes", "Answer in German."]
+
+
 def test_what_is_changed_twice_or_into_another_of_its_member_s_items_is_there_once() -> None:
     log = log_of((0, Signals(comment="Answer in French.")), (1, Signals(comment="Use rhymes")))
     french, rhymes = fold(log).guidelines
