@@ -20,6 +20,7 @@ from service.domain.fast_weights import (
     FastWeights,
     bounded,
     bounded_credits,
+    remembered,
 )
 from service.domain.feedback import AUTO, FeedbackEvent, Interaction, Signals
 from service.domain.items import (
@@ -98,7 +99,19 @@ def demonstrated(state: FastWeights, *, before: FastWeights) -> FastWeights:
         guidelines=without_contradicted(g for g in state.guidelines.values() if g.stated),
     )
     shown = {x.id: state.exemplars.get(x.id, x) for x in made if x.id not in state.removed and x.id not in said}
-    return state.model_copy(update={"exemplars": said | shown, "in_common": common, "odd": odd})
+    return state.model_copy(
+        update={"exemplars": said | shown, "in_common": common, "odd": odd, "aliases": _renamed(state, shown)}
+    )
+
+
+def _renamed(state: FastWeights, shown: dict[str, Exemplar]) -> dict[str, str]:
+    """The aliases with what was shown for the same prompts until now: a context that lists the old demonstration has the new one."""
+    gone = {x.prompt: x.id for x in state.exemplars.values() if not x.stated and x.id not in shown}
+    renamed = {gone[x.prompt]: x.id for x in shown.values() if x.prompt in gone}
+    if not renamed:
+        return state.aliases
+    kept = {name: renamed.get(target, target) for name, target in state.aliases.items() if name not in shown}
+    return remembered({**kept, **renamed})
 
 
 def _said(state: FastWeights, event: FeedbackEvent) -> FastWeights:

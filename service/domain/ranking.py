@@ -47,9 +47,17 @@ class Ranking:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """The member's items in the optimizer's order, each as what stands for it since: a changed one has another id."""
-        listed = map(self.state.resolve, self.member.items) if self.member else ()
-        return {name: n for n, name in enumerate(dict.fromkeys(listed))}
+        """The member's items in the optimizer's order, each as what stands for it since: a changed one has another id, and one in a
+        style that the user has given up is shown in the new one.
+        """
+        exemplars = self.state.exemplars
+        shown = {x.prompt: x.id for x in exemplars.values() if not x.stated}
+
+        def stands(listed: str) -> str:
+            name = self.state.resolve(listed)
+            return shown.get(exemplars[name].prompt, name) if name in self.state.odd and name in exemplars else name
+
+        return {name: n for n, name in enumerate(dict.fromkeys(map(stands, self.member.items if self.member else ())))}
 
     def epoch(self, items: Iterable[ItemT], cost: Callable[[ItemT], int], *, room: int) -> int:
         """The revision since which items have this room to themselves.

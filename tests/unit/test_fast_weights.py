@@ -336,6 +336,48 @@ def test_what_the_optimizer_has_left_out_is_there_again_once_it_is_changed_by_ha
     assert texts(state, member=state.population.members[0]) == ["Use rhymes", "Answer in German."]
 
 
+SAID = (
+    "Locks have pins inside.",
+    "Bread is baked in ovens.",
+    "Ships float on water.",
+    "Owls hunt by night.",
+    "Ice is cold water.",
+)
+
+
+def later(events: list[Event], first: int) -> list[Event]:
+    """The same events with revisions from `first` on."""
+    return [event.model_copy(update={"revision": n}) for n, event in enumerate(events, start=first)]
+
+
+def test_a_context_that_lists_corrections_in_an_old_style_has_them_in_the_new_one_at_once() -> None:
+    old = log_of(*((n, Signals(correction=f"Ahoy! {text} Cheers!")) for n, text in enumerate(SAID)))
+    listed = tuple(fold(old).exemplars)
+    new = log_of(*((n, Signals(correction=f"Good question. {n} of them make a set. Cheers!")) for n in range(5, 8)))
+    state = fold([*old, optimized(6, listed, basis=5), *later(new, 7)])
+    shown = [state.exemplars[name] for name in chosen(state, member=state.population.members[0])]
+    assert all(x.reply.startswith("Good question.") for x in shown)
+    assert [x.prompt for x in shown if not x.stated] == ["question 2", "question 3", "question 4"]
+
+
+def test_a_context_that_lists_a_demonstration_has_what_it_is_rewritten_to() -> None:
+    rated = [(n, Signals(rating=0.5)) for n in range(3)]
+    old = log_of(*rated, *((n, Signals(correction=f"Ahoy! {SAID[n]} Cheers!")) for n in (3, 4)))
+    old = [
+        event.model_copy(update={"interaction": event.interaction.model_copy(update={"reply": text})})
+        for event, text in zip(old, SAID, strict=True)
+        if isinstance(event, FeedbackEvent)
+    ]
+    demonstrated = tuple(x.id for x in fold(old).exemplars.values() if not x.stated)
+    assert len(demonstrated) == 3
+    new = log_of(*((n, Signals(correction=f"Good question. {n} of them make a set. Cheers!")) for n in range(5, 8)))
+    state = fold([*old, optimized(6, demonstrated, basis=5), *later(new, 7)])
+    assert not set(demonstrated) & set(state.exemplars)
+    shown = [state.exemplars[name] for name in chosen(state, member=state.population.members[0])]
+    # Corrections in the old style are rewritten before replies are, but this context lists none.
+    assert [(x.prompt, x.reply[:14]) for x in shown if not x.stated] == [("question 2", "Good question.")]
+
+
 def test_what_is_changed_twice_or_into_another_of_its_member_s_items_is_there_once() -> None:
     log = log_of((0, Signals(comment="Answer in French.")), (1, Signals(comment="Use rhymes")))
     french, rhymes = fold(log).guidelines
