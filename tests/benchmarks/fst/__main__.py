@@ -2,7 +2,8 @@
 
 Reward against samples, samples to rl's peak, KL at matched reward, a second task afterwards, the task switched on the fly, the 2x2. An
 interrupted run, or one that `--limit-seconds` ended, is taken up where it stopped: give the same command again (exit status 75 until
-all is done). Needs torch, transformers and peft beside the tree; pictures are drawn where matplotlib is.
+all is done; until then what is finished is shown, and `--limit-seconds 0` does no more than that). Needs torch, transformers and peft
+beside the tree; pictures are drawn where matplotlib is.
 """
 
 import argparse
@@ -76,33 +77,45 @@ def main() -> int:
     named = runs(options.size, folder, arms=options.arms.split(","), **changes(options))
     finished: list[Finished] = []
     for number, one in enumerate(named, start=1):
-        about = f"{number} of {len(named)}: {one.role} {one.arm} on {', '.join(one.plan.tasks)}, seed {one.seed}"
-        console.print(about, highlight=False)
-        try:
-            done = one_run(one, base=base, settings=settings, console=console, limit_seconds=end - time.monotonic())
-        except FastslowError as error:
-            console.print(error.message, highlight=False)
-            return 1
-        if done is None:
-            console.print(f"The time is up: the same command goes on in {folder}.", highlight=False)
-            return EX_TEMPFAIL
-        finished.append(done)
+        left = end - time.monotonic()
+        if left > 0 and Run(one.folder, one.plan).result is None:
+            about = f"{number} of {len(named)}: {one.role} {one.arm} on {', '.join(one.plan.tasks)}, seed {one.seed}"
+            console.print(about, highlight=False)
+            try:
+                go_on(one, base=base, settings=settings, console=console, limit_seconds=left)
+            except FastslowError as error:
+                console.print(error.message, highlight=False)
+                return 1
+        if (done := finished_run(one)) is not None:
+            finished.append(done)
+    if not finished:
+        console.print(f"The time is up before any run was: the same command goes on in {folder}.", highlight=False)
+        return EX_TEMPFAIL
     show(Results(finished), folder, console)
+    if len(finished) < len(named):
+        told = (
+            f"The time is up, and {len(finished)} of {len(named)} runs are shown: the same command goes on in {folder}."
+        )
+        console.print(told, highlight=False)
     print(line(Results(finished), size=options.size))
-    return 0
+    return 0 if len(finished) == len(named) else EX_TEMPFAIL
 
 
-def one_run(one: Named, *, base: Any, settings: Settings, console: Console, limit_seconds: float) -> Finished | None:
-    """Go on with a run; None if the time ended first."""
+def go_on(one: Named, *, base: Any, settings: Settings, console: Console, limit_seconds: float) -> None:
+    """Go on with a run, to its end or that of the time."""
 
     def on_point(state: State, record: dict[str, Any]) -> None:
         console.print(f"  {line_of(record)}", highlight=False)
 
-    result = train(one.plan, one.folder, base=base, settings=settings, on_point=on_point, limit_seconds=limit_seconds)
-    if result is None:
+    train(one.plan, one.folder, base=base, settings=settings, on_point=on_point, limit_seconds=limit_seconds)
+
+
+def finished_run(one: Named) -> Finished | None:
+    """A run that has ended, from its folder."""
+    run = Run(one.folder, one.plan)
+    if run.result is None:
         return None
-    curve = [record for record in Run(one.folder, one.plan).curve() if record["kind"] == "cycle"]
-    return Finished(one, curve, result)
+    return Finished(one, [record for record in run.curve() if record["kind"] == "cycle"], run.result)
 
 
 def show(results: Results, folder: Path, console: Console) -> None:
