@@ -20,20 +20,23 @@ DPI = 120
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Write all of them; their files."""
+    """Write those of which there are runs; their files. Tasks without any have no panel."""
     pictures = {
-        "reward.png": _rewards,
-        "kl.png": _drifts,
-        "switch.png": _switches,
-        "second-task.png": _seconds,
-        "two-by-two.png": _squares,
+        "reward.png": (_rewards, "curve"),
+        "kl.png": (_drifts, "curve"),
+        "switch.png": (_switches, "switch"),
+        "second-task.png": (_seconds, "second"),
+        "two-by-two.png": (_squares, "curve"),
     }
     files = []
-    for name, picture in pictures.items():
-        figure = Figure(figsize=(5 * len(results.tasks) + 1, 4.2), layout="constrained")
+    for name, (picture, role) in pictures.items():
+        tasks = [task for task in results.tasks if any(results.of(role, task, arm) for arm in LOOKS)]
+        if not tasks:
+            continue
+        figure = Figure(figsize=(5 * len(tasks) + 1, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(results.tasks), squeeze=False)[0]
-        for axes, task in zip(panels, results.tasks, strict=True):
+        panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+        for axes, task in zip(panels, tasks, strict=True):
             picture(axes, results, task)
             axes.grid(axis="y", alpha=0.3)
             axes.set_axisbelow(True)
@@ -45,9 +48,9 @@ def draw(results: Results, folder: Path) -> list[Path]:
     return files
 
 
-def _line(axes: Any, curve: Sequence[Point], arm: str, *, x: Sequence[float], band: bool = True) -> None:
+def _line(axes: Any, curve: Sequence[Point], label: str, arm: str, *, x: Sequence[float], band: bool = True) -> None:
     colour, mark = LOOKS[arm]
-    axes.plot(x, [p.reward for p in curve], marker=mark, markersize=4, color=colour, label=arm)
+    axes.plot(x, [p.reward for p in curve], marker=mark, markersize=4, color=colour, label=label)
     if band:
         axes.fill_between(
             x, [p.lowest for p in curve], [p.highest for p in curve], color=colour, alpha=0.12, linewidth=0
@@ -59,7 +62,7 @@ def _rewards(axes: Any, results: Results, task: str) -> None:
         curve = results.curve("curve", task, arm)
         if not curve:
             continue
-        _line(axes, curve, arm, x=[p.samples for p in curve])
+        _line(axes, curve, arm, arm, x=[p.samples for p in curve])
         if found := results.fit(task, arm):
             axes.axhline(found.asymptote, color=LOOKS[arm][0], linestyle=":", linewidth=1)
     axes.set(xlabel="scored replies (steps and evolution)", ylabel="reward on test problems (dotted: fitted asymptote)")
@@ -68,16 +71,19 @@ def _rewards(axes: Any, results: Results, task: str) -> None:
 def _drifts(axes: Any, results: Results, task: str) -> None:
     for arm in LOOKS:
         if curve := results.curve("curve", task, arm):
-            _line(axes, curve, arm, x=[p.kl_nats for p in curve], band=False)
+            _line(axes, curve, arm, arm, x=[p.kl_nats for p in curve], band=False)
     axes.set(xlabel="KL(trained || base), nats per token", ylabel="reward on test problems")
 
 
 def _switches(axes: Any, results: Results, task: str) -> None:
     for arm in LOOKS:
         if curve := results.curve("switch", task, arm):
-            _line(axes, curve, arm, x=[p.step for p in curve])
-            at = [p.step for p in curve if p.task == task][-1]
             second = curve[-1].task
+            # The two tasks' rewards are no one line.
+            for label, which in ((arm, task), ("", second)):
+                part = [p for p in curve if p.task == which]
+                _line(axes, part, label, arm, x=[p.step for p in part])
+            at = max(p.step for p in curve if p.task == task)
             axes.axvline(at, color="#777777", linewidth=1)
             axes.set_title(f"{task}, then {second}")
     axes.set(xlabel="steps (line: the task switches)", ylabel="reward on the task at hand")
