@@ -157,6 +157,24 @@ def material_of(*replies):
     return material
 
 
+@pytest.mark.parametrize(
+    ("feedback", "advice"),
+    [
+        ("The reply did not end within 32 tokens. Answer in fewer words.", ["Answer in fewer words."]),
+        (
+            "Not held: At most 20 words. But it has 33 words; cut it to 20 or fewer.",
+            ["At most 20 words.", "cut it to 20 or fewer."],
+        ),
+        (
+            "The reply holds no answer; expected a number between <answer> and </answer>.",
+            ["expected a number between <answer> and </answer>."],
+        ),
+    ],
+)
+def test_what_a_reply_was_like_is_no_advice(feedback, advice):
+    assert [said.text for said in material_of(("a", 0.0, feedback), ("b", 0.0, feedback)).advice] == advice
+
+
 def test_what_is_said_of_one_problem_alone_is_no_advice():
     material = material_of(
         ("a", 0.0, f"Wrong: the answer is 7 not 9. {RULE}"), ("b", 0.0, f"Wrong: the answer is 4 not 1. {RULE}")

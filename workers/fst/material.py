@@ -16,6 +16,8 @@ MOST_SAID = 64
 # Advice in a verdict is a sentence or two; a longer one is about this one reply.
 MOST_WORDS = 40
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+|;\s+")
+# What a reply was like. Several replies draw the same, but it tells nobody what to do.
+OF_THE_REPLY = re.compile(r"(?:But|It|The reply)\b")
 
 
 class Found(Frozen):
@@ -68,7 +70,7 @@ class Material(Frozen):
 def sentences(feedback: str) -> list[str]:
     """The sentences of a feedback that could be guidelines, without what introduces them ("Not held: ...")."""
     parts = (part.strip().rpartition(": ")[2] for part in SENTENCE.split(feedback))
-    return [part for part in parts if 2 < len(part.split()) <= MOST_WORDS]
+    return [part for part in parts if 2 < len(part.split()) <= MOST_WORDS and not OF_THE_REPLY.match(part)]
 
 
 def _heard(said: tuple[Said, ...], problem: str, texts: Iterable[str]) -> tuple[Said, ...]:
