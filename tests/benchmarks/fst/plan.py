@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "warmup_steps": 1,
     },
-    # For two cores too, with several times the samples; how long a run takes was not measured.
+    # For two cores too, with several times the samples: four to twelve minutes a run where each has one (docs/fst.md).
     "small": {
         "tasks": ("gym-easy:chain_sum", "norms-told:brief"),
         "followed": 1,
