@@ -28,7 +28,7 @@ from service.recording import Recording
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
-from service.tokens import Tokens, texts_of
+from service.tokens import Tokens
 from service.tracing import span
 
 log = logging.getLogger(__name__)
@@ -288,16 +288,18 @@ class Serving:
         if most is not None and most + wanted + self.settings.most_context_tokens <= window:
             # There is room for all; how much more need not be known.
             return window - most - wanted, wanted
-        content = await self.tokens.counted([*texts_of(messages), tools], most=window)
+        # Not every chat template renders tools: only vLLM knows whether it is too long with these.
+        content = await self.tokens.counted([m.content or "" for m in messages], most=window)
         if content >= window:
             raise ContextLengthExceeded(
                 f"The messages have {content} tokens or more and the window of {self.settings.model_name} is {window}, "
                 "the reply included: shorten the conversation.",
                 param="messages",
             )
-        conversation = self.tokens.count_messages(messages) + self.tokens.count(tools)
+        conversation = self.tokens.count_messages(messages)
         wanted = min(wanted, max(1, window - conversation))
-        return max(0, window - conversation - wanted), wanted
+        beside = await self.tokens.counted([tools], most=window)
+        return max(0, window - conversation - beside - wanted), wanted
 
 
 def rendered(plan: Plan) -> list[dict[str, Any]]:
