@@ -19,7 +19,7 @@ from service.domain.feedback import BASE, Interaction, Message, VersionTuple, la
 from service.domain.items import Prior
 from service.domain.policy import optimize_at
 from service.engine import Engine
-from service.errors import ContextLengthExceeded, NotFound, StoreUnavailable
+from service.errors import NotFound, StoreUnavailable
 from service.keys import Keys
 from service.metrics import Metrics
 from service.norm_checks import NormChecks
@@ -30,6 +30,7 @@ from service.store import Store
 from service.store.users import ChatState
 from service.tokens import Tokens
 from service.tracing import span
+from service.window import room
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,9 @@ class Serving:
         if in_use is None:
             self._degrade(degraded, NO_ADAPTER)
         adapter, unneeded = in_use or (BASE, frozenset[str]())
-        room, reply_tokens = await self._room(messages, tools, max_tokens)
+        left, reply_tokens = await room(
+            messages, tools=tools, max_tokens=max_tokens, tokens=self.tokens, settings=self.settings
+        )
         choice = NO_CONTEXT
         if without_context:
             self._degrade(degraded, NO_ROOM)
@@ -152,7 +155,7 @@ class Serving:
             priors = await self._priors(state, tenant=tenant, degraded=degraded)
             wanted = Wanted(tenant, user, state.fast_weights, adapter, unneeded, priors)
             with span("choose context"):
-                choice = await self.contexts.for_chat(wanted, messages, room=room, seed=seed)
+                choice = await self.contexts.for_chat(wanted, messages, room=left, seed=seed)
         return Plan(
             id=interaction_id,
             tenant=tenant,
@@ -275,31 +278,6 @@ class Serving:
             log.error("adapter %s of %s has no record, the base serves instead: %s", name, scope, error)
             return None
         return name, absorbed(version, state.fast_weights, user=user)
-
-    async def _room(self, messages: list[Message], tools: str, max_tokens: int | None) -> tuple[int, int]:
-        """Tokens left for the context, and tokens set aside for the reply.
-
-        Of a longer reply than the default no more is set aside: many clients ask for as much as there may be, and vLLM ends a reply
-        at the window.
-        """
-        window, default = self.settings.max_model_len, self.settings.default_max_tokens
-        wanted = min(max_tokens or default, default)
-        most = self.tokens.most_of(messages, tools)
-        if most is not None and most + wanted + self.settings.most_context_tokens <= window:
-            # There is room for all; how much more need not be known.
-            return window - most - wanted, wanted
-        # Not every chat template renders tools: only vLLM knows whether it is too long with these.
-        content = await self.tokens.counted([m.content or "" for m in messages], most=window)
-        if content >= window:
-            raise ContextLengthExceeded(
-                f"The messages have {content} tokens or more and the window of {self.settings.model_name} is {window}, "
-                "the reply included: shorten the conversation.",
-                param="messages",
-            )
-        conversation = self.tokens.count_messages(messages)
-        wanted = min(wanted, max(1, window - conversation))
-        beside = await self.tokens.counted([tools], most=window)
-        return max(0, window - conversation - beside - wanted), wanted
 
 
 def rendered(plan: Plan) -> list[dict[str, Any]]:

@@ -80,16 +80,12 @@ class Tokens:
             return message
         return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.neutralize))
 
-    def count_messages(self, messages: Sequence[Message]) -> int:
-        """Tokens of a conversation, with an upper bound for what the chat template adds."""
-        return _around(messages) + sum(map(self.count, texts_of(messages)))
-
     def most_of(self, messages: Sequence[Message], tools: str) -> int | None:
         """A number that all their tokens don't exceed, by the bytes, which costs nothing; None where these don't tell."""
         if not self._bytes_bound:
             return None
         # One more each, for tokenizers that put a space before a text.
-        return _around(messages) + sum(_bytes(text) + 1 for text in (*texts_of(messages), tools))
+        return around(messages) + sum(_bytes(text) + 1 for text in (*texts_of(messages), tools))
 
 
 def texts_of(messages: Iterable[Message]) -> list[str]:
@@ -107,7 +103,8 @@ def _bytes(text: str) -> int:
     return len(text.encode(errors="replace"))
 
 
-def _around(messages: Sequence[Message]) -> int:
+def around(messages: Sequence[Message]) -> int:
+    """No fewer tokens than the chat template adds to the texts of messages."""
     return (len(messages) + 1) * TOKENS_AROUND_MESSAGE
 
 

@@ -27,7 +27,7 @@ class SayTheLetter:
 
     def check(self, reply):
         share = reply.count(self.letter) / max(len(reply), 1)
-        return Verdict(reward=share, feedback=f"{ADVICE} It was there {reply.count(self.letter)} times.")
+        return Verdict(reward=share, feedback=f"{ADVICE} Say it {reply.count(self.letter) + 1} times or more.")
 
 
 def find(name):

@@ -15,7 +15,7 @@ from service.recall import Recall
 from service.serving import Plan, rendered
 from service.settings import Settings
 from service.store import open_store
-from service.tokens import Tokens
+from service.tokens import Tokens, around, texts_of
 from tests.unit.test_fast_weights import log_of
 
 ROOM = 1000
@@ -76,7 +76,7 @@ def test_a_bound_on_tokens_that_costs_nothing_holds(tokens: Tokens, text: str) -
     messages = [Message(role="user", content=text), Message(role="assistant", content=None)]
     most = tokens.most_of(messages, text)
     assert most is not None
-    assert tokens.count_messages(messages) + tokens.count(text) <= most
+    assert around(messages) + sum(map(tokens.count, (*texts_of(messages), text))) <= most
 
 
 async def test_long_texts_are_counted_as_short_ones_are_and_too_much_is_seen_by_its_bytes(tokens: Tokens) -> None:
@@ -93,4 +93,5 @@ def test_what_a_template_renders_beside_the_text_is_counted_too(tokens: Tokens) 
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
     plain = Message(role="assistant", content="Let me see.")
     calling = Message(role="assistant", content="Let me see.", tool_calls=[call])  # type: ignore[call-arg]
-    assert tokens.count_messages([calling]) > tokens.count_messages([plain]) + 10
+    shown, more = (sum(map(tokens.count, texts_of([message]))) for message in (plain, calling))
+    assert more > shown + 10
