@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from workers.consolidation.lora import LoraStack, LowRank, OtherShape, Shape
+from workers.consolidation.lora import LoraStack, OtherShape, Shape
+from workers.consolidation.low_rank import LowRank
 from workers.consolidation.rows import Row, pack, token_logprobs
 
 ROWS = [Row((5, 6, 7), ((20, 21, 22),)), Row((9, 8), ((30, 31), (40,))), Row((11, 12, 13, 14), ((50, 51, 52),))]
