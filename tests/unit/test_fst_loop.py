@@ -116,6 +116,20 @@ def test_the_context_arm_leaves_the_weights_alone(go, tmp_path):
     assert {c["weights"] for c in result["two_by_two"]} == {"base"}
 
 
+def test_what_an_evolution_drew_of_its_members_is_rollouts_of_the_steps_and_paid_for_once(go, tmp_path):
+    Counting.asked.clear()
+    result = go(plan_of(), find=lambda name: Counting(name, "e"))
+    cycles, steps = records(tmp_path / "run", "cycle"), records(tmp_path / "run", "step")
+    tests = (len(cycles) + len(result["two_by_two"]) + 1) * SMALL["test_problems"]
+    assert len(Counting.asked) == result["samples"] + tests
+    # All problems of a cycle are anchors here, and each context of the population has a reply to each of them.
+    rollouts = SMALL["steps"] * SMALL["batch_problems"] * SMALL["rollouts"]
+    members = [len({json.dumps(member) for member in c["population"]}) for c in cycles[1:]]
+    reused = sum(SMALL["anchor_problems"] * of for of in members)
+    assert result["samples"] == rollouts + sum(c["evolution_samples"] for c in cycles) - reused
+    assert len(steps) == SMALL["steps"]
+
+
 class Counting(SayTheLetter):
     """Counts how often it is asked for a reward."""
 

@@ -70,6 +70,22 @@ def test_each_context_gets_its_exact_share_of_every_group(tiny_base, population)
         assert len({r.reply for r in rollouts[n : n + 8]}) == 8
 
 
+def test_replies_that_are_there_already_are_used_once_and_the_rest_is_drawn(tiny_base):
+    problems = find("say-e").problems("train", count=2, seed=0)
+    population = (EMPTY, CONTEXT)
+    there = roller(tiny_base).roll([Asked(problems[0], CONTEXT), Asked(problems[1], EMPTY)], words(6), samples=1, seed="e")
+    drawn = {(r.asked.problem.id, r.asked.context): r for r in there}
+    # The first problem comes twice, as where an epoch ends and the next one begins.
+    asked = [problems[0], problems[1], problems[0]]
+    rollouts = roll_groups(roller(tiny_base), asked, population, words(6), rollouts=4, seed="s", drawn=drawn)
+    assert drawn == {}
+    assert [(r.asked.problem.id, r.asked.context) for r in rollouts] == [
+        (problem.id, context) for problem in asked for context in population for _ in range(2)
+    ]
+    assert [n for n, r in enumerate(rollouts) if r in there] == [2, 4]
+    assert len({(r.asked.problem.id, r.reply) for r in rollouts}) == len(rollouts)
+
+
 def test_rollouts_that_can_t_be_shared_out_equally_are_refused(tiny_base):
     problems = find("say-e").problems("train", count=1, seed=0)
     with pytest.raises(ValueError, match="3 contexts"):

@@ -42,6 +42,8 @@ class Evolved:
     """Replies that it took."""
     tried: int
     """Contexts that were scored on some problem."""
+    replies: tuple[Rollout, ...]
+    """To the anchor problems, under the contexts of the population: drawn by the weights that training goes on from."""
 
 
 def evolve(
@@ -79,6 +81,7 @@ def evolve(
         rewards=tuple(search.mean(context) for context in population),
         samples=search.samples,
         tried=len(search.found),
+        replies=tuple(reply for context in dict.fromkeys(population) for reply in search.found[context].values()),
     )
 
 

@@ -20,7 +20,7 @@ from workers.fst.plan import Plan
 from workers.fst.policy import Policy, restore, snapshot
 from workers.fst.problems import Problems
 from workers.fst.reflection import Reflection
-from workers.fst.rollouts import Asked, Rollers, Rollout, roll_groups, scored
+from workers.fst.rollouts import Asked, Drawn, Rollers, Rollout, roll_groups, scored
 from workers.fst.slow import Learner, Step
 
 Measure = Callable[[State, Evolved | None, Sequence[Step]], None]
@@ -51,6 +51,8 @@ class Loop:
         self._reflection = Reflection.configured(settings)
         self._measure = measure
         self._on_step = on_step
+        self._drawn: Drawn = {}
+        """Replies of the evolution to problems of this cycle that no step has had yet."""
         self._resume()
 
     def go(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
@@ -68,6 +70,9 @@ class Loop:
         began = time.monotonic()
         coming = range(self.state.step, min(self.state.step + self.plan.steps_per_cycle, self.plan.steps))
         evolved = self._evolve(coming) if self.plan.evolves else None
+        # What the evolution has drawn and paid for is rollouts of the steps, whose importance ratio knows by which weights.
+        of_members = evolved.replies if evolved and self.plan.arm == "fst" else ()
+        self._drawn = {(reply.asked.problem.id, reply.asked.context): reply for reply in of_members}
         steps = [self._step(step) for step in coming] if self.plan.trains else []
         self._move(step=coming.stop)
         self._measure(self.state, evolved, steps)
@@ -110,12 +115,14 @@ class Loop:
             rollouts = self._rolled(problems, (EMPTY,), step, rewarded=False)
             done = self._learner.distill(rollouts, self.state.population[0], step=step)
         else:
+            known = set(map(id, self._drawn.values()))
             rollouts = self._rolled(problems, self.state.population, step, rewarded=True)
             done = self._learner.reinforce(rollouts, step=step)
+            new = [rollout for rollout in rollouts if id(rollout) not in known]
             material = self.state.material
-            for number, rollout in enumerate(rollouts, start=self.state.samples + 1):
+            for number, rollout in enumerate(new, start=self.state.samples + 1):
                 material = material.with_reply(at=number, **scored(rollout))
-            self._move(samples=self.state.samples + len(rollouts), material=material)
+            self._move(samples=self.state.samples + len(new), material=material)
         self._run.write(CURVE, {"kind": "step", "step": step + 1, "samples": self.state.samples, **vars(done)})
         self._on_step(step + 1)
         return done
@@ -130,6 +137,7 @@ class Loop:
             sampling(self.plan, rewarded=rewarded),
             rollouts=self.plan.rollouts,
             seed=f"{self.plan.seed} step {step}",
+            drawn=self._drawn,
         )
 
     def _tokens(self, context: TaskContext) -> int:

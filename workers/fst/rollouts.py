@@ -8,7 +8,7 @@ Letters: B rows, T tokens.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -76,6 +76,10 @@ class Rollout:
         if self.verdict is None:
             raise ValueError("this reply was not scored")
         return self.verdict.reward
+
+
+Drawn = MutableMapping[tuple[str, TaskContext], Rollout]
+"""(a problem's id, a context) -> a reply that was drawn for it."""
 
 
 def scored(rollout: Rollout) -> dict[str, Any]:
@@ -157,8 +161,12 @@ def roll_groups(
     *,
     rollouts: int,
     seed: str,
+    drawn: Drawn | None = None,
 ) -> list[Rollout]:
     """`rollouts` replies to each problem, problem by problem, exactly the same number under each context in turn.
+
+    Args:
+        drawn: replies that are there already, by problem and context: each is one of the replies, once, and leaves the dictionary.
 
     Raises:
         ValueError: they can't be shared out equally.
@@ -167,7 +175,16 @@ def roll_groups(
     if left:
         raise ValueError(f"{rollouts} rollouts can't be shared out among {len(population)} contexts")
     asked = [Asked(problem, context, place) for problem in problems for place, context in enumerate(population)]
-    return roller.roll(asked, sampling, samples=each, seed=seed)
+    there = [drawn.pop((one.problem.id, one.context), None) if drawn else None for one in asked]
+    found = [[reply] if reply is not None else [] for reply in there]
+    for lacking in {each - len(replies) for replies in found} - {0}:
+        places = [i for i, replies in enumerate(found) if each - len(replies) == lacking]
+        # A problem may be in both parts, and is not answered twice alike.
+        of_part = seed if lacking == each else f"{seed} rest"
+        new = roller.roll([asked[i] for i in places], sampling, samples=lacking, seed=of_part)
+        for i, replies in zip(places, _groups(new, lacking), strict=True):
+            found[i] += replies
+    return [reply for replies in found for reply in replies]
 
 
 def rows_of(rollouts: Sequence[Rollout]) -> list[Row]:
