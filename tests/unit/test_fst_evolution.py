@@ -189,6 +189,11 @@ def test_the_best_reply_of_a_problem_is_kept_and_only_the_best_are_shown():
     assert [f.shown.reply for f in material.good] == ["c 4", "a 1"]
 
 
+def test_a_reply_that_is_hardly_right_is_no_exemplar():
+    assert material_of(("a", 0.02, "x y z."), ("b", 0.1, "x y z.")).good == ()
+    assert [f.shown.reply for f in material_of(("a", 0.02, "x y z."), ("b", 0.5, "x y z.")).good] == ["b 1"]
+
+
 def test_newer_replies_push_the_old_tasks_out_of_what_is_shown():
     old = material_of(*((f"old{n}", 1.0, "") for n in range(40)))
     both = old

@@ -7,6 +7,8 @@ from typing import Self
 from service.domain.feedback import Frozen
 from workers.fst.contexts import Shown
 
+# What a good reply earns at least. Some verifiers give a few hundredths for a reply that only holds the answer somewhere.
+GOOD = 0.2
 # Good replies kept, the best and then the newest.
 MOST_FOUND = 48
 # Good replies to choose exemplars from: when the task changes, those of the old one must make room soon.
@@ -45,7 +47,7 @@ class Material(Frozen):
     def with_reply(self, *, problem: str, prompt: str, reply: str, reward: float, feedback: str, at: int) -> Self:
         """With one more scored reply: the best one of each problem is kept, and what was said of it where it was not all right."""
         found, said = self.found, self.said
-        if reward > 0.0 and reply.strip():
+        if reward >= GOOD and reply.strip():
             others = tuple(f for f in found if f.shown.prompt != prompt)
             rival = next((f for f in found if f.shown.prompt == prompt), None)
             if rival is None or reward >= rival.reward:
