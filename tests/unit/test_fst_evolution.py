@@ -11,7 +11,8 @@ from workers.fst.edits import MOST_GUIDELINES, Edits
 from workers.fst.evolution import evolve
 from workers.fst.material import MOST_SHOWN, Material
 from workers.fst.reflection import MOST_FAILURES, Reflection
-from workers.fst.rollouts import Rollout
+from workers.fst.rollouts import Asked, Rollout
+from workers.fst.standing import Standing, Standings
 
 RULE = "Write in lowercase letters only."
 
@@ -40,7 +41,7 @@ def roll_by(reward):
     return roll, rolled
 
 
-def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, material=None):
+def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, material=None, standings=()):
     roll, rolled = roll_by(reward)
     edits = Edits(material or Material(), fits=lambda context: True, random=Random(0))
 
@@ -67,6 +68,7 @@ def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, mat
         price=lambda context: len(context.guidelines) + len(context.exemplars),
         reflection=reflection,
         seed=0,
+        standings=standings,
     )
     return found, rolled
 
@@ -105,6 +107,41 @@ def test_members_are_scored_again_and_the_better_one_leads():
     found, rolled = evolved(lambda context: 0.8 if context == good else 0.3, members=(bad, good, bad), budget=0)
     assert found.population == (good, bad)
     assert len(rolled) == 2 * len(PROBLEMS)
+
+
+def test_what_members_earned_in_the_steps_outweighs_luck_on_the_anchors():
+    good, lucky = TaskContext(guidelines=("good",)), TaskContext(guidelines=("lucky",))
+
+    def reward(context):
+        return 0.5 if context == good else 0.6
+
+    lucky_first, _ = evolved(reward, members=(good, lucky), budget=0)
+    assert lucky_first.population == (lucky, good)
+    told = (
+        Standing(context=good, replies=24, advantage=0.15),
+        Standing(context=lucky, replies=24, advantage=-0.15),
+    )
+    found, rolled = evolved(reward, members=(good, lucky), budget=0, standings=told)
+    assert found.population == (good, lucky)
+    assert len(rolled) == 2 * len(PROBLEMS)
+    # By what the anchors say of both, (0.5 + 0.6) / 2: (8 * 0.5 + 24 * 0.7) / 32 against (8 * 0.6 + 24 * 0.4) / 32.
+    child = TaskContext(guidelines=("good", "child"))
+    between, _ = evolved(
+        lambda c: 0.6 if c in (lucky, child) else 0.5, members=(good, lucky, child), budget=0, size=3, standings=told
+    )
+    assert between.population == (good, child, lucky)
+
+
+def test_standings_compare_replies_to_the_same_problems():
+    good, bad = TaskContext(guidelines=("good",)), TaskContext(guidelines=("bad",))
+    standings = Standings()
+    for problem, rewards in ((PROBLEMS[0], (1.0, 0.5)), (PROBLEMS[1], (0.4, 0.0))):
+        standings.add([replied(Asked(problem, c), r) for c, r in zip((good, bad), rewards, strict=True)])
+    standings.add([])
+    assert {s.context: (s.replies, s.advantage) for s in standings.found()} == {
+        good: (2, pytest.approx(0.225)),
+        bad: (2, pytest.approx(-0.225)),
+    }
 
 
 def test_an_edit_that_breaks_is_not_hidden():

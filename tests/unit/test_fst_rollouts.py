@@ -73,7 +73,9 @@ def test_each_context_gets_its_exact_share_of_every_group(tiny_base, population)
 def test_replies_that_are_there_already_are_used_once_and_the_rest_is_drawn(tiny_base):
     problems = find("say-e").problems("train", count=2, seed=0)
     population = (EMPTY, CONTEXT)
-    there = roller(tiny_base).roll([Asked(problems[0], CONTEXT), Asked(problems[1], EMPTY)], words(6), samples=1, seed="e")
+    there = roller(tiny_base).roll(
+        [Asked(problems[0], CONTEXT), Asked(problems[1], EMPTY)], words(6), samples=1, seed="e"
+    )
     drawn = {(r.asked.problem.id, r.asked.context): r for r in there}
     # The first problem comes twice, as where an epoch ends and the next one begins.
     asked = [problems[0], problems[1], problems[0]]

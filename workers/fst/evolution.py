@@ -19,6 +19,7 @@ from workers.fst.contexts import TaskContext
 from workers.fst.edits import Edits
 from workers.fst.reflection import Reflection
 from workers.fst.rollouts import Asked, Rollout
+from workers.fst.standing import Standing
 
 COMPONENT = "context"
 # A child is tried on so many problems first.
@@ -57,6 +58,7 @@ def evolve(
     price: Callable[[TaskContext], int],
     reflection: Reflection | None,
     seed: int,
+    standings: Sequence[Standing] = (),
 ) -> Evolved:
     """The best `size` contexts that can be found from `members`.
 
@@ -64,17 +66,18 @@ def evolve(
         problems: the anchor subset of the coming problems, each once.
         budget: most replies scored for new contexts; the members' own on the anchors come before that.
         price: of equally good contexts the cheaper one is kept: tokens.
+        standings: of members on the same task. Half a dozen replies are mostly luck, so those of the last cycle's steps count beside them.
     """
-    search = _Search(problems, roll=roll, edits=edits, reflection=reflection)
+    search = _Search(problems, roll=roll, edits=edits, reflection=reflection, standings=standings)
     members = list(dict.fromkeys(members))
     for member in members:
         edits.unseen(member)
     search.score(members, problems)
     search.begin(members, budget=budget)
-    best = max(members, key=search.mean)
+    best = max(members, key=search.worth)
     if budget >= len(problems):
         _optimize(search, best, seed=seed)
-    ranked = sorted(search.complete, key=lambda c: (-search.mean(c), price(c)))[:size]
+    ranked = sorted(search.complete, key=lambda c: (-search.worth(c), price(c)))[:size]
     population = [ranked[n % len(ranked)] for n in range(size)]
     return Evolved(
         population=tuple(population),
@@ -118,6 +121,7 @@ class _Search:
         roll: Roll,
         edits: Edits,
         reflection: Reflection | None,
+        standings: Sequence[Standing],
     ) -> None:
         self.problems = problems
         self.found: dict[TaskContext, dict[str, Rollout]] = {}
@@ -129,6 +133,7 @@ class _Search:
         self._roll = roll
         self._edits = edits
         self._reflection = reflection
+        self._standings = {standing.context: standing for standing in standings}
         self._queue: list[TaskContext] = []
         self._most = 0
         self._tried = 0
@@ -137,7 +142,7 @@ class _Search:
     def begin(self, members: Sequence[TaskContext], *, budget: int) -> None:
         self.members = set(members)
         # The best starts the search; the others are put before gepa as children that cost nothing.
-        self._queue = sorted(members, key=self.mean, reverse=True)[1:]
+        self._queue = sorted(members, key=self.worth, reverse=True)[1:]
         self._most = self.samples + budget
 
     @property
@@ -148,6 +153,19 @@ class _Search:
     def mean(self, context: TaskContext) -> float:
         replies = self.found[context]
         return sum(r.reward for r in replies.values()) / len(replies)
+
+    def worth(self, context: TaskContext) -> float:
+        """What a context is ranked by: its mean on the anchor problems and, for a member, what it earned in the steps.
+
+        The latter as if it had been earned now, since the weights have moved: the members' common mean and its own advantage.
+        """
+        standing = self._standings.get(context)
+        if standing is None:
+            return self.mean(context)
+        peers = [self.mean(other) for other in self._standings if other in self.found]
+        earned = sum(peers) / len(peers) + standing.advantage
+        anchors = len(self.found[context])
+        return (anchors * self.mean(context) + standing.replies * earned) / (anchors + standing.replies)
 
     def score(self, contexts: Sequence[TaskContext], problems: Sequence[Problem]) -> int:
         """Score what was not scored before; how many replies that took."""

@@ -22,6 +22,7 @@ from workers.fst.problems import Problems
 from workers.fst.reflection import Reflection
 from workers.fst.rollouts import Asked, Drawn, Rollers, Rollout, roll_groups, scored
 from workers.fst.slow import Learner, Step
+from workers.fst.standing import Standings
 
 Measure = Callable[[State, Evolved | None, Sequence[Step]], None]
 """Told of the state before the first cycle and after each one, with what that one did."""
@@ -53,6 +54,7 @@ class Loop:
         self._on_step = on_step
         self._drawn: Drawn = {}
         """Replies of the evolution to problems of this cycle that no step has had yet."""
+        self._standings = Standings()
         self._resume()
 
     def go(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
@@ -73,8 +75,9 @@ class Loop:
         # What the evolution has drawn and paid for is rollouts of the steps, whose importance ratio knows by which weights.
         of_members = evolved.replies if evolved and self.plan.arm == "fst" else ()
         self._drawn = {(reply.asked.problem.id, reply.asked.context): reply for reply in of_members}
+        self._standings = Standings()
         steps = [self._step(step) for step in coming] if self.plan.trains else []
-        self._move(step=coming.stop)
+        self._move(step=coming.stop, standings=self._standings.found())
         self._measure(self.state, evolved, steps)
         self._move(seconds=self.state.seconds + time.monotonic() - began)
         self._save()
@@ -103,6 +106,9 @@ class Loop:
             price=self._tokens,
             reflection=self._reflection,
             seed=self.plan.seed + coming.start,
+            standings=self.state.standings
+            if self.plan.task_at(coming.start - 1) == self.plan.task_at(coming.start)
+            else (),
         )
         assert self.state.samples == first + evolved.samples
         self._move(population=evolved.population, material=edits.material)
@@ -123,6 +129,9 @@ class Loop:
             for number, rollout in enumerate(new, start=self.state.samples + 1):
                 material = material.with_reply(at=number, **scored(rollout))
             self._move(samples=self.state.samples + len(new), material=material)
+            for first in range(0, len(rollouts), self.plan.rollouts):
+                group = rollouts[first : first + self.plan.rollouts]
+                self._standings.add([rollout for rollout in group if id(rollout) not in known])
         self._run.write(CURVE, {"kind": "step", "step": step + 1, "samples": self.state.samples, **vars(done)})
         self._on_step(step + 1)
         return done
