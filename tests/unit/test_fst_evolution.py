@@ -41,9 +41,9 @@ def roll_by(reward):
     return roll, rolled
 
 
-def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, material=None, standings=()):
+def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, material=None, seed=0, **told):
     roll, rolled = roll_by(reward)
-    edits = Edits(material or Material(), fits=lambda context: True, random=Random(0))
+    edits = Edits(material or Material(), fits=lambda context: True, random=Random(seed))
 
     def heard(asked):
         found = roll(asked)
@@ -67,8 +67,8 @@ def evolved(reward, *, members=(EMPTY,), size=2, budget=60, reflection=None, mat
         edits=edits,
         price=lambda context: len(context.guidelines) + len(context.exemplars),
         reflection=reflection,
-        seed=0,
-        standings=standings,
+        seed=seed,
+        **told,
     )
     return found, rolled
 

@@ -1,7 +1,8 @@
 """The fast weights' half of a cycle: gepa evolves the population with the weights fixed.
 
 gepa (PyPI, arXiv 2507.19457) picks a parent from the Pareto front over problems, tries a child on a minibatch, and scores on all anchor
-problems what did better. A child is one small edit away. A context is scored on a problem once: what gepa asks for again is remembered.
+problems what did better. A child is one small edit away, of several the one that replies of before speak for (`promise.py`). A context is
+scored on a problem once: what gepa asks for again is remembered.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,15 @@ from workers.fst.standing import Standing
 COMPONENT = "context"
 # A child is tried on so many problems first.
 MINIBATCH = 4
+# So many children are drawn for each that is tried, where replies of before tell which of them promises most.
+SCREENED = 6
 # One edit in so many is left to the reflection model, where there is one.
 REFLECT_EVERY = 3
 
 Roll = Callable[[Sequence[Asked]], list[Rollout]]
 """One scored reply to each that is asked, with the weights as they are."""
+Promise = Callable[[TaskContext, Sequence[TaskContext]], Sequence[float]]
+"""(a parent, its children) -> how much more than the parent each child may earn."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def evolve(
     reflection: Reflection | None,
     seed: int,
     standings: Sequence[Standing] = (),
+    promise: Promise | None = None,
 ) -> Evolved:
     """The best `size` contexts that can be found from `members`.
 
@@ -67,8 +73,9 @@ def evolve(
         budget: most replies scored for new contexts; the members' own on the anchors come before that.
         price: of equally good contexts the cheaper one is kept: tokens.
         standings: of members on the same task. Half a dozen replies are mostly luck, so those of the last cycle's steps count beside them.
+        promise: which children are worth a try; without it they are tried as they are drawn.
     """
-    search = _Search(problems, roll=roll, edits=edits, reflection=reflection, standings=standings)
+    search = _Search(problems, roll=roll, edits=edits, reflection=reflection, standings=standings, promise=promise)
     members = list(dict.fromkeys(members))
     for member in members:
         edits.unseen(member)
@@ -122,6 +129,7 @@ class _Search:
         edits: Edits,
         reflection: Reflection | None,
         standings: Sequence[Standing],
+        promise: Promise | None,
     ) -> None:
         self.problems = problems
         self.found: dict[TaskContext, dict[str, Rollout]] = {}
@@ -134,6 +142,7 @@ class _Search:
         self._edits = edits
         self._reflection = reflection
         self._standings = {standing.context: standing for standing in standings}
+        self._promise = promise
         self._queue: list[TaskContext] = []
         self._most = 0
         self._tried = 0
@@ -218,10 +227,18 @@ class _Search:
             edited = self._reflection.edit(parent, replies)
             if edited is not None and (child := self._edits.unseen(edited)):
                 return child
+        children = self._drawn(parent, replies)
+        self._exhausted = not children
+        if len(children) < 2 or self._promise is None:
+            return children[0] if children else None
+        promised = self._promise(parent, children)
+        return children[max(range(len(children)), key=promised.__getitem__)]
+
+    def _drawn(self, parent: TaskContext, replies: Sequence[Rollout]) -> list[TaskContext]:
         said = [r.verdict.feedback for r in replies if r.verdict is not None and r.verdict.reward < 1.0]
-        child = self._edits.child(parent, [other for other in self.complete if other != parent], said)
-        self._exhausted = child is None
-        return child
+        others = [other for other in self.complete if other != parent]
+        found = (self._edits.child(parent, others, said) for _ in range(SCREENED if self._promise else 1))
+        return [child for child in found if child is not None]
 
     def stops(self, gepa_state: object) -> bool:
         """gepa's stopper: no budget for one more context on all problems, nothing left to try, or an edit failed."""

@@ -20,6 +20,7 @@ from service.settings import Settings
 from workers.fst.contexts import EMPTY, TaskContext
 from workers.fst.material import Material
 from workers.fst.plan import Plan
+from workers.fst.promise import Evidence
 from workers.fst.standing import Standing
 
 PLAN, GROUND, CURVE, REPLIES, CHECKPOINT, RESULT, ATTEMPTS, LOCK = (
@@ -67,6 +68,8 @@ class State(Frozen):
     """Replies that a verifier has scored for learning, of steps and evolutions together; tests don't count."""
     population: tuple[TaskContext, ...] = (EMPTY,)
     material: Material = Material()
+    evidence: Evidence = Evidence()
+    """Replies of late, by which it is judged what contexts promise."""
     standings: tuple[Standing, ...] = ()
     """What the members earned in the steps of the last cycle."""
     seconds: float = 0.0

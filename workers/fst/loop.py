@@ -19,6 +19,7 @@ from workers.fst.measure import sampling
 from workers.fst.plan import Plan
 from workers.fst.policy import Policy, restore, snapshot
 from workers.fst.problems import Problems
+from workers.fst.promise import Evidence, promises
 from workers.fst.reflection import Reflection
 from workers.fst.rollouts import Asked, Drawn, Rollers, Rollout, roll_groups, scored
 from workers.fst.slow import Learner, Step
@@ -71,6 +72,8 @@ class Loop:
     def _cycle(self) -> None:
         began = time.monotonic()
         coming = range(self.state.step, min(self.state.step + self.plan.steps_per_cycle, self.plan.steps))
+        if self.plan.task_at(coming.start - 1) != self.plan.task_at(coming.start):
+            self._move(standings=(), evidence=Evidence())
         evolved = self._evolve(coming) if self.plan.evolves else None
         # What the evolution has drawn and paid for is rollouts of the steps, whose importance ratio knows by which weights.
         of_members = evolved.replies if evolved and self.plan.arm == "fst" else ()
@@ -85,16 +88,22 @@ class Loop:
     def _evolve(self, coming: range) -> Evolved:
         """The fast half: the weights are fixed."""
         edits = Edits(self.state.material, fits=self._fits, random=Random(f"{self.plan.seed} {coming.start}"))
-        first = self.state.samples
+        first, replies = self.state.samples, []
+        # A distilled model learns from the frozen base with the context, so it is the base that the context must help.
+        of_base = self.plan.arm == "distill"
+        roller = self._rollers.frozen if of_base else self._rollers.trained
 
         def rolled(asked: Sequence[Asked]) -> list[Rollout]:
-            # A distilled model learns from the frozen base with the context, so it is the base that the context must help.
-            roller = self._rollers.frozen if self.plan.arm == "distill" else self._rollers.trained
             found = roller.roll(asked, sampling(self.plan), samples=1, seed=f"{self.plan.seed} evolve {coming.start}")
             for rollout in found:
                 self._move(samples=self.state.samples + 1)
                 edits.material = edits.material.with_reply(at=self.state.samples, **scored(rollout))
+            replies.extend(found)
             return found
+
+        def promise(parent: TaskContext, children: Sequence[TaskContext]) -> list[float]:
+            with self._policy.frozen() if of_base else self._policy.trained() as model:
+                return promises(model, self.state.evidence, parent, children)
 
         evolved = evolve(
             self.state.population,
@@ -111,7 +120,8 @@ class Loop:
             else (),
         )
         assert self.state.samples == first + evolved.samples
-        self._move(population=evolved.population, material=edits.material)
+        evidence = self.state.evidence.with_replies(replies)
+        self._move(population=evolved.population, material=edits.material, evidence=evidence)
         return evolved
 
     def _step(self, step: int) -> Step:
@@ -128,7 +138,8 @@ class Loop:
             material = self.state.material
             for number, rollout in enumerate(new, start=self.state.samples + 1):
                 material = material.with_reply(at=number, **scored(rollout))
-            self._move(samples=self.state.samples + len(new), material=material)
+            evidence = self.state.evidence.with_replies(rollouts)
+            self._move(samples=self.state.samples + len(new), material=material, evidence=evidence)
             for first in range(0, len(rollouts), self.plan.rollouts):
                 group = rollouts[first : first + self.plan.rollouts]
                 self._standings.add([rollout for rollout in group if id(rollout) not in known])
