@@ -16,7 +16,7 @@ from workers.consolidation.learner import IDLE_STEPS, Learner, schedule
 from workers.consolidation.lora import LoraStack, Shape
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row, pack, token_logprobs
-from workers.consolidation.sampling import sample
+from workers.consolidation.sampling import GumbelNoise, sample
 from workers.consolidation.scoring import reply_logprobs
 from workers.consolidation.trainer import CHECKPOINT_STEPS, Passes, activations_checkpointed, prepare_learners, train
 from workers.consolidation.work import LeaseLost
@@ -349,7 +349,9 @@ def test_norms_are_learnt_from_the_models_own_replies(tiny_base, loose):
         def held(slots):
             prompts = [p.alone.prompt for p in learner.examples] * 8
             with stack.on(slots):
-                replies = sample(tiny_base, prompts, max_new_tokens=16, seeds=range(32))
+                replies = sample(
+                    tiny_base, prompts, max_new_tokens=16, noise=GumbelNoise(range(32), device=tiny_base.device)
+                )
             return sum(learner.adherence("", tiny_base.tokenizer.decode(reply)) for reply in replies) / len(replies)
 
         assert learner.progress.step == learner.settings.train_steps

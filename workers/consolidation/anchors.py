@@ -28,7 +28,7 @@ from service.domain.feedback import Message
 from service.errors import JobFailed
 from workers.consolidation.base import Base
 from workers.consolidation.rows import Row, batches, pack
-from workers.consolidation.sampling import sample
+from workers.consolidation.sampling import GumbelNoise, sample
 
 Kind = Literal["text", "chat"]
 Use = Literal["steer", "judge"]
@@ -156,7 +156,8 @@ def _generate(
     for done, group in enumerate(groups):
         progress(done, 2 * len(groups))
         prompts_of = [prompt_rows[i] for i in group]
-        sampled = sample(base, prompts_of, max_new_tokens=COMPLETION_TOKENS, seeds=[SEED + i for i in group])
+        noise = GumbelNoise([SEED + i for i in group], device=base.device)
+        sampled = sample(base, prompts_of, max_new_tokens=COMPLETION_TOKENS, noise=noise)
         completions.update(zip(group, sampled, strict=True))
     rows = [Row(prompt, (completions[i],)) for i, prompt in enumerate(prompt_rows)]
     tensors: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ from workers.consolidation.lora import LoraStack
 from workers.consolidation.margins import mean, rows_with
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row, batches, pack
-from workers.consolidation.sampling import sample
+from workers.consolidation.sampling import GumbelNoise, sample
 from workers.consolidation.speaker import REPLY_TOKENS, Case, Speaker, Tokens
 
 # The newest held-out prompts, and chat anchors from all over the list. Generating takes a pass a token, so there are few of each.
@@ -117,8 +117,14 @@ def reverse_kl_nats(base: Base, judges: LoraStack, prompts: Sequence[Tokens], *,
     """For each slot's adapter KL(adapter || base) in nats per token on its own replies, sampled at temperature 1; the mean over replies."""
     cases = [(prompt, slot) for slot in slots for prompt in prompts]
     seeds = [SEED + n for _ in slots for n in range(len(prompts))]
-    with judges.on([slot for _, slot in cases]):
-        sampled = sample(base, [prompt for prompt, _ in cases], max_new_tokens=COMPLETION_TOKENS, seeds=seeds)
+    sampled = sample(
+        base,
+        [prompt for prompt, _ in cases],
+        max_new_tokens=COMPLETION_TOKENS,
+        noise=GumbelNoise(seeds, device=base.device),
+        stack=judges,
+        slots=[slot for _, slot in cases],
+    )
     rows = [Row(prompt, (reply,)) for (prompt, _), reply in zip(cases, sampled, strict=True)]
     kl = [0.0] * len(rows)
     for batch in batches(rows, [len(row) for row in rows], max_tokens=PASS_TOKENS):

@@ -19,7 +19,7 @@ from workers.consolidation.lora import LoraStack
 from workers.consolidation.policy_gradient import group_advantages
 from workers.consolidation.prepare import Prepared
 from workers.consolidation.rows import Row
-from workers.consolidation.sampling import sample
+from workers.consolidation.sampling import GumbelNoise, sample
 from workers.consolidation.scoring import reply_logprobs, reply_states, token_logprobs_of
 from workers.consolidation.terms import Credited
 
@@ -73,8 +73,14 @@ def _replies(base: Base, stack: LoraStack, drawn: Sequence[Drawn]) -> list[tuple
     for learner, _ in drawn:
         number = counts[learner.job] = counts.get(learner.job, 0) + 1
         seeds.append(learner.settings.train_seed * 1_000_003 + learner.progress.step * 101 + number)
-    with stack.on([learner.slot for learner, _ in drawn]):
-        return sample(base, [p.alone.prompt for _, p in drawn], max_new_tokens=SAMPLE_TOKENS, seeds=seeds)
+    return sample(
+        base,
+        [p.alone.prompt for _, p in drawn],
+        max_new_tokens=SAMPLE_TOKENS,
+        noise=GumbelNoise(seeds, device=base.device),
+        stack=stack,
+        slots=[learner.slot for learner, _ in drawn],
+    )
 
 
 def _teach(base: Base, samples: Sequence[tuple[Drawn, tuple[int, ...]]]) -> None:

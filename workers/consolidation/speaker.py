@@ -45,8 +45,14 @@ class Speaker:
 
     def _say(self, cases: Sequence[Case]) -> None:
         slots = [case.slot for case in cases if case.slot is not None]
-        with self.judges.on(slots or None):
-            replies = sample(self.base, [case.prompt for case in cases], max_new_tokens=REPLY_TOKENS)
+        with self.judges.on(None):
+            replies = sample(
+                self.base,
+                [case.prompt for case in cases],
+                max_new_tokens=REPLY_TOKENS,
+                stack=self.judges,
+                slots=slots or None,
+            )
         end = self.base.tokenizer.eos_token_id
         for case, reply in zip(cases, replies, strict=True):
             self._said[case] = reply[:-1] if reply and reply[-1] == end else reply

@@ -1,7 +1,7 @@
 """Replies of the model in training, scored by their verifier: temperature 1, no cut, old log-probabilities recorded.
 
-They are drawn by this process (here) or by vLLM (`served.py`). Here a prompt is run once, in a batch with others, and all its samples
-branch off from its cache; the noise of a reply comes from a seed of its own, so that it does not depend on what else is in the batch.
+They are drawn by this process (here) or by vLLM (`served.py`). Here the noise of a reply comes from a seed of its own, so that it does not
+depend on what else is in the batch.
 
 Letters: B rows, T tokens.
 """
@@ -20,7 +20,7 @@ from service.engine import Sampled
 from service.verifiers import Problem, Verdict
 from workers.consolidation.base import Base
 from workers.consolidation.rows import Row, batches
-from workers.consolidation.sampling import GumbelNoise, until_end
+from workers.consolidation.sampling import GumbelNoise, sample
 from workers.fst.contexts import TaskContext
 from workers.fst.policy import Policy
 
@@ -233,36 +233,10 @@ def _drawn(
 
 def _batch(base: Base, prompts: Sequence[Tokens], *, new_tokens: int, seeds: Sequence[int]) -> list[Sampled]:
     """Replies, those to one prompt after each other, as many to each."""
-    samples = len(seeds) // len(prompts)
-    longest, end = max(map(len, prompts)), base.tokenizer.eos_token_id
-    ids_B_T = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=base.device)
-    mask_B_T = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     noise = _Recorded(seeds, device=base.device)
-    with torch.inference_mode():
-        before = base.model(
-            input_ids=ids_B_T[:, :-1],
-            attention_mask=mask_B_T[:, :-1],
-            position_ids=(mask_B_T.cumsum(1) - 1).clamp(min=0)[:, :-1],
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        before.past_key_values.batch_repeat_interleave(samples)
-        output_B_T = base.model.generate(
-            ids_B_T.repeat_interleave(samples, dim=0),
-            attention_mask=mask_B_T.repeat_interleave(samples, dim=0),
-            past_key_values=before.past_key_values,
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            repetition_penalty=1.0,
-            logits_processor=[noise],
-            max_new_tokens=new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
+    asked = [prompt for prompt in prompts for _ in range(len(seeds) // len(prompts))]
+    replies = sample(base, asked, max_new_tokens=new_tokens, noise=noise)
     logprobs_B_T = torch.stack(noise.logprobs, dim=1).tolist()
-    replies = [until_end(tokens, end) for tokens in output_B_T[:, longest:].tolist()]
     return [Sampled(reply, tuple(of[: len(reply)])) for reply, of in zip(replies, logprobs_B_T, strict=True)]
 
 

@@ -110,8 +110,8 @@ def _said(base: Base, stack: LoraStack, cases: Sequence[Prompted]) -> list[str]:
         lengths = [len(prompt) + REPLY_TOKENS for prompt, _ in some]
         for batch in batches(some, lengths, max_tokens=PASS_TOKENS[base.device.type]):
             slots = [slot for slot in (some[i][1] for i in batch) if slot is not None]
-            with stack.on(slots or None):
-                replies = sample(base, [some[i][0] for i in batch], max_new_tokens=REPLY_TOKENS)
+            prompts = [some[i][0] for i in batch]
+            replies = sample(base, prompts, max_new_tokens=REPLY_TOKENS, stack=stack, slots=slots or None)
             for i, reply in zip(batch, replies, strict=True):
                 said[some[i]] = base.tokenizer.decode(reply, skip_special_tokens=True)
     return [said[case] for case in cases]

@@ -17,7 +17,7 @@ from service.domain.population import leading
 from tests.benchmarks.learning.prompts import Prompt
 from tests.benchmarks.learning.users import Mood, Person, Verdict, curriculum, judge, mood, react
 from workers.consolidation.base import Base
-from workers.consolidation.sampling import sample
+from workers.consolidation.sampling import GumbelNoise, sample
 
 TENANT = "bench"
 REPLY_TOKENS = 64
@@ -93,7 +93,7 @@ def _one_chat_each(
                 base,
                 [prompts[n] for n in comparing],
                 max_new_tokens=REPLY_TOKENS,
-                seeds=[1000 * seed + asked[n][0] for n in comparing],
+                noise=GumbelNoise([1000 * seed + asked[n][0] for n in comparing], device=base.device),
             ),
             strict=True,
         )
