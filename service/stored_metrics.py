@@ -22,6 +22,7 @@ COUNTED = {
     "optimize_without": ("optimizations_without", "Optimizations that had to do without a helper", "missing"),
     "consolidate": ("consolidations", "Consolidations by how they ended: promoted, rejected, failed", "outcome"),
     "move": ("pointer_moves", "Moves of a scope's pointer: promote, rollback, quarantine", "action"),
+    "undone": ("background_undone", "Users, scopes and versions that a background task could not deal with", "task"),
 }
 """Name in Redis -> name, help and label of the counter."""
 KL = {

@@ -87,4 +87,5 @@ async def _moved(store: Store, settings: Settings, scope: Scope, *, tenant: str,
             log.exception(
                 "%s of %s may be served by an adapter of another base, for it can't be looked at", scope, tenant
             )
+            await store.counts.add("undone", "quarantine")
             return False

@@ -39,7 +39,7 @@ Raises:
 async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: float) -> list[str]:
     """Retire what newer versions have replaced, and delete what is retired; the names of the versions that were deleted.
 
-    What is wrong with one scope or one version is logged, and the others are done.
+    What is wrong with one scope or one version is logged and counted, and the others are done.
 
     Raises:
         OSError: the adapter store can't be read, or does not answer.
@@ -54,13 +54,17 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
             raise
         except Exception:
             log.exception("the old versions of %s of %s stay", scope, tenant)
+            await store.counts.add("undone", "retention")
     deleted: list[str] = []
     for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
         names = old[start : start + AT_ONCE]
         answers = await asyncio.gather(*map(evict, names), return_exceptions=True)
         for name, answer in zip(names, answers, strict=True):
-            if answer is True and await asyncio.to_thread(_deleted, adapters, name):
-                deleted.append(name)
+            if answer is True:
+                if await asyncio.to_thread(_deleted, adapters, name):
+                    deleted.append(name)
+                else:
+                    await store.counts.add("undone", "retention")
         if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
             if not isinstance(failed, EngineUnavailable):
                 raise failed

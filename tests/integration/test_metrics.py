@@ -107,6 +107,14 @@ async def test_consolidations_tell_how_they_ended_how_long_they_took_and_how_far
         assert found[f'fastslow_promoted_kl_budget_nats{{anchors="{anchors}",scope="user"}}'] == budget
 
 
+async def test_what_background_tasks_left_undone_is_told_by_task(client: httpx.AsyncClient, store: Store) -> None:
+    for task in ("retention", "quarantine", "retention"):
+        await store.counts.add("undone", task)
+    found = await scrape(client)
+    assert found['fastslow_background_undone_total{task="retention"}'] == 2
+    assert found['fastslow_background_undone_total{task="quarantine"}'] == 1
+
+
 async def test_what_waits_for_workers_is_counted_with_its_age(
     client: httpx.AsyncClient, store: Store, settings: Settings
 ) -> None:

@@ -128,6 +128,7 @@ async def test_a_scope_that_can_not_be_looked_at_is_told_and_keeps_no_other_on_a
     await fresh.close()
     assert await active(store, user("carol")) == BASE
     assert all(f"user:{name}" in caplog.text for name in names[:2])
+    assert (await store.counts.read())["undone", "quarantine"] == 2
 
 
 async def test_where_there_are_no_adapters_no_base_is_read(store: Store, settings: Settings) -> None:

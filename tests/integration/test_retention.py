@@ -230,6 +230,7 @@ async def test_a_version_that_can_not_be_deleted_stays_and_the_others_go(
     in_the_way = settings.adapter_store_dir / f".aside-retired-{names[0]}"
     in_the_way.touch()
     assert await tick(store, settings) == [names[1]]
+    assert (await store.counts.read())["undone", "retention"] == 1
     in_the_way.unlink()
     assert await tick(store, settings) == [names[0]]
 
@@ -249,6 +250,7 @@ async def test_a_scope_whose_version_in_use_has_no_record_keeps_its_files_and_th
     assert sorted(await tick(fresh, settings)) == sorted(old)
 
     await fresh.close()
+    assert (await store.counts.read())["undone", "retention"] == 1
     assert in_use in on_disk(settings)
 
 

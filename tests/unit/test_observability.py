@@ -41,7 +41,10 @@ def counted() -> Metrics:
     """A gateway's metrics once all has happened that is counted."""
     metrics = Metrics()
     metrics.registry.register(ReplicaStates(Replicas(("http://a",), Settings(_env_file=None))))
-    stored, names = metrics.stored, ("optimize", "optimize_without", "consolidate", "move", "stages", "stage_seconds")
+    stored, names = (
+        metrics.stored,
+        ("optimize", "optimize_without", "consolidate", "move", "undone", "stages", "stage_seconds"),
+    )
     stored.counted = {(name, "x"): 1.0 for name in names} | {("sweep", ""): 1.0}
     stored.counted |= {("kl", "user/text"): 0.01, ("kl_budget", "user/text"): 0.02}
     stored.queues, stored.memory = {name: Queue(0, 0.0) for name in QUEUES}, Memory(1, 2, fullest=0.5)
