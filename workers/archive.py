@@ -21,6 +21,7 @@ from pathlib import Path
 from service.domain.events import Event, parse_event
 from service.domain.fast_weights import FOLD, FastWeights, Snapshot
 from service.domain.fold import apply, fold
+from service.errors import StoreUnavailable
 from service.settings import Settings
 from service.store import Store
 from service.store.keys import UserKeys
@@ -33,14 +34,25 @@ MOST_PARTS = 64
 FILE = re.compile(r"(\d+)-(\d+)\.jsonl\.gz")
 
 
-async def archive_logs(store: Store, settings: Settings, *, most_parts: int = MOST_PARTS) -> int:
-    """Shorten the logs that are too long, the longest due first; how many parts of them were archived."""
+async def archive_logs(store: Store, settings: Settings, *, now: float, most_parts: int = MOST_PARTS) -> int:
+    """Shorten the logs that are too long, the longest due first; how many parts of them were archived.
+
+    What is wrong with one log is told and counted. It is tried again after all that are due now, so that no number of such logs keeps the
+    others long.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
     parts = 0
     for tenant, user in await store.archives.due(most=most_parts):
         try:
             parts += await archive_user(store, settings, tenant=tenant, user=user, most_parts=most_parts - parts)
-        except (OSError, ValueError) as error:
-            log.error("a log stays long, for its oldest events can't be archived: %s", error)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("the log of %s of %s stays long, for its oldest events can't be archived", user, tenant)
+            await store.counts.add("undone", "archive")
+            await store.archives.postpone(tenant=tenant, user=user, now=now)
     return parts
 
 

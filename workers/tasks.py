@@ -84,7 +84,7 @@ def archive() -> None:
 
     async def run() -> None:
         async with opened() as store:
-            await archive_logs(store, settings)
+            await archive_logs(store, settings, now=time.time())
 
     asyncio.run(run())
 

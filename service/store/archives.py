@@ -49,6 +49,11 @@ class ArchiveStore:
         keys = UserKeys(tenant=tenant, user=user)
         await self._redis.call("ZREM", keys.long, keys.member)
 
+    async def postpone(self, *, tenant: str, user: str, now: float) -> None:
+        """The log is due after those that are due now."""
+        keys = UserKeys(tenant=tenant, user=user)
+        await self._redis.call("ZADD", keys.long, "XX", now, keys.member)
+
     async def length(self, *, tenant: str, user: str) -> int:
         """Events in the log."""
         return int(await self._redis.call("XLEN", UserKeys(tenant=tenant, user=user).log))

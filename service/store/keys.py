@@ -49,7 +49,7 @@ def optimize(bucket: int) -> str:
 
 
 def long(bucket: int) -> str:
-    """Sorted set of `tenant\\0user` whose log has grown long enough to be archived, scored by the time when it had."""
+    """Sorted set of `tenant\\0user` whose log has grown long enough to be archived, scored by when it had, or could last not be."""
     return in_bucket(bucket, "long")
 
 

@@ -102,7 +102,7 @@ class Lives:
             state = apply(state, event)
             await store.users.append(event, state, tenant=stored.TENANT, user=USER, optimize_at=None)
             if n % ARCHIVE_EVERY == 0:
-                await archive_logs(store, self._settings)
+                await archive_logs(store, self._settings, now=time.time())
             if n + 1 in lengths:
                 keys = [key for key in HELD if self._redis.exists(key)]
                 held = sum(self._redis.memory_usage(key, samples=0) or 0 for key in keys)

@@ -25,6 +25,8 @@ KEEP = 10
 LONG_LIFE = 800
 """Feedbacks: several times what the fast weights have room for."""
 KEYS = UserKeys(tenant="acme", user="alice")
+NOW = 1e6
+"""Later than all that was said."""
 
 
 @pytest.fixture
@@ -72,11 +74,11 @@ async def test_a_log_over_twice_its_length_leaves_its_oldest_events_to_the_archi
 ) -> None:
     for n in range(1, 2 * KEEP + 1):
         await give_feedback(store, n)
-    assert await archive_logs(store, settings) == 0
+    assert await archive_logs(store, settings, now=NOW) == 0
     await give_feedback(store, 2 * KEEP + 1)
     before = await state(store)
 
-    assert await archive_logs(store, settings) == 1
+    assert await archive_logs(store, settings, now=NOW) == 1
 
     assert list(files(folder)) == [f"1-{KEEP}.jsonl.gz"]
     assert [event.revision for event in archived(folder)] == list(range(1, KEEP + 1))
@@ -90,9 +92,9 @@ async def test_a_tick_does_no_more_than_it_may_and_the_next_goes_on(store: Store
         await give_feedback(store, n)
     for user in ("bob", "alice"):
         await give_feedback(store, 1 if user == "bob" else 5 * KEEP + 1, user=user)
-    assert await archive_logs(store, settings, most_parts=1) == 1
+    assert await archive_logs(store, settings, now=NOW, most_parts=1) == 1
     assert await length(store) == 4 * KEEP + 1
-    assert await archive_logs(store, settings) == 3
+    assert await archive_logs(store, settings, now=NOW) == 3
     assert await length(store) == KEEP + 1
 
 
@@ -110,13 +112,13 @@ async def test_a_worker_that_dies_before_the_log_is_trimmed_costs_nothing(
         await give_feedback(store, n)
     alive, store.archives = store.archives, Dying(store.connection)
     with pytest.raises(asyncio.CancelledError):
-        await archive_logs(store, settings)
+        await archive_logs(store, settings, now=NOW)
     store.archives = alive
     left = files(folder)
     assert await length(store) == 2 * KEEP + 1
     await give_feedback(store, 2 * KEEP + 2)
 
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
 
     assert files(folder) == left
     assert await length(store) == KEEP + 2
@@ -128,7 +130,7 @@ async def test_two_workers_at_once_archive_each_event_once(
 ) -> None:
     for n in range(1, 4 * KEEP + 1):
         await give_feedback(store, n)
-    await asyncio.gather(*(archive_logs(store, settings) for _ in range(3)))
+    await asyncio.gather(*(archive_logs(store, settings, now=NOW) for _ in range(3)))
     assert await length(store) == 2 * KEEP
     assert [event.revision for event in archived(folder)] == list(range(1, 2 * KEEP + 1))
     assert await refolded(store, redis_url) == await everything(store, folder)
@@ -138,7 +140,7 @@ async def test_a_worker_that_comes_late_changes_nothing(store: Store, settings: 
     for n in range(1, 2 * KEEP + 2):
         await give_feedback(store, n)
     early = Snapshot(state=(await store.users.log(tenant="acme", user="alice", after=3)).start)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     before = await store.archives.snapshot(tenant="acme", user="alice")
 
     assert not await store.archives.replace(early, first=1, stale=True, tenant="acme", user="alice")
@@ -168,9 +170,9 @@ async def test_feedback_that_arrives_while_a_log_is_trimmed_is_all_there(
 
     speaking = asyncio.create_task(speak())
     while not speaking.done():
-        await archive_logs(store, settings)
+        await archive_logs(store, settings, now=NOW)
     await speaking
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
 
     assert KEEP <= await length(store) <= 2 * KEEP
     now = await state(store)
@@ -188,7 +190,7 @@ class Slow(Connection):
     async def call(self, *command: str | bytes | int | float) -> Any:
         reply = await super().call(*command)
         if command == ("GET", KEYS.snapshot):
-            await archive_logs(self._store, self._settings)
+            await archive_logs(self._store, self._settings, now=NOW)
         return reply
 
 
@@ -206,7 +208,7 @@ async def test_a_log_that_is_trimmed_while_it_is_read_is_read_again(store: Store
 async def test_a_log_is_read_from_any_revision_that_is_left(store: Store, settings: Settings) -> None:
     for n in range(1, 2 * KEEP + 2):
         await give_feedback(store, n)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     for after, start in ((0, KEEP), (KEEP, KEEP), (KEEP + 3, KEEP + 3), (100, 2 * KEEP + 1)):
         history = await store.users.log(tenant="acme", user="alice", after=after)
         assert history.start.revision == start
@@ -232,7 +234,7 @@ async def test_feedback_is_retracted_exactly_when_its_event_is_long_archived(
     await give(first, comment="Answer in rhymes.", correction="A naming word.", rating=-1)
     for n in range(2 * KEEP):
         await give(await chat(), rating=n % 2 == 0)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     assert next(archived(folder)).interaction.id == first
     assert await said() == ["Answer in rhymes.", "A naming word."]
 
@@ -247,7 +249,7 @@ async def test_a_consolidation_works_on_what_the_log_still_has_and_on_all_of_the
 ) -> None:
     for n in range(1, 2 * KEEP + 2):
         await give_feedback(store, n)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     job, _ = await store.jobs.open(ALICE, tenant="acme", unique="1", now=0.0)
 
     log = (await gather(job, store)).users["alice"]
@@ -261,7 +263,7 @@ async def archived_under_older_rules(store: Store, settings: Settings, redis_url
     """Alice's fast weights after a long log, whose snapshot is now of an older fold that knew no guidelines."""
     for n in range(1, 2 * KEEP + 2):
         await give_feedback(store, n)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     right = await state(store)
     snapshot = await store.archives.snapshot(tenant="acme", user="alice")
     assert snapshot is not None
@@ -279,7 +281,7 @@ async def test_a_snapshot_of_older_rules_serves_until_a_worker_has_folded_the_ar
     assert len((await state(store)).guidelines) == KEEP + 1
     assert await store.archives.due(most=1) == [("acme", "alice")]
 
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
 
     assert await state(store) == right
     assert await store.archives.due(most=1) == []
@@ -292,7 +294,7 @@ async def test_a_snapshot_of_older_rules_stays_where_the_archive_can_not_be_read
     await archived_under_older_rules(store, settings, redis_url)
     put(folder / f"1-{KEEP}.jsonl.gz", spoilt)
     before = await state(store)
-    await archive_logs(store, settings)
+    await archive_logs(store, settings, now=NOW)
     snapshot = await store.archives.snapshot(tenant="acme", user="alice")
     assert (snapshot is not None and snapshot.fold, await state(store)) == (1, before)
 
@@ -304,9 +306,41 @@ async def test_an_archive_that_can_not_be_written_leaves_the_log_whole_and_the_o
     for user in ("alice", "bob"):
         for n in range(1, 2 * KEEP + 2):
             await give_feedback(store, n, user=user)
-    assert await archive_logs(store, settings) == 1
+    assert await archive_logs(store, settings, now=NOW) == 1
     assert await length(store) == 2 * KEEP + 1
     assert await store.archives.due(most=9) == [("acme", "alice")]
+    assert (await store.counts.read())["undone", "archive"] == 1
+
+
+def put_log_of_no_events(redis_url: str) -> None:
+    """In the place of alice's, as none of ours writes it; longest due."""
+    with Redis.from_url(redis_url) as redis:
+        for n in range(1, 2 * KEEP + 2):
+            redis.xadd(KEYS.log, {"nothing": "of ours"}, id=f"{n}-0")
+        redis.zadd(KEYS.long, {KEYS.member: 0})
+
+
+async def test_a_log_that_fails_as_nobody_foresaw_is_named_and_keeps_no_other_long(
+    store: Store, settings: Settings, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_log_of_no_events(redis_url)
+    for n in range(1, 2 * KEEP + 2):
+        await give_feedback(store, n, user="bob")
+
+    assert await archive_logs(store, settings, now=NOW) == 1
+
+    assert await store.archives.due(most=9) == [("acme", "alice")]
+    assert "the log of alice of acme stays long" in caplog.text
+    assert (await store.counts.read())["undone", "archive"] == 1
+
+
+async def test_logs_that_fail_at_each_tick_do_not_take_all_places(
+    store: Store, settings: Settings, redis_url: str
+) -> None:
+    put_log_of_no_events(redis_url)
+    for n in range(1, 2 * KEEP + 2):
+        await give_feedback(store, n, user="bob")
+    assert [await archive_logs(store, settings, now=NOW + tick, most_parts=1) for tick in (1, 2)] == [0, 1]
 
 
 async def test_what_redis_holds_of_a_user_does_not_grow_with_their_history(
@@ -315,7 +349,7 @@ async def test_what_redis_holds_of_a_user_does_not_grow_with_their_history(
     for n in range(1, LONG_LIFE + 1):
         await give_feedback(store, n)
         if n % KEEP == 0:
-            await archive_logs(store, settings)
+            await archive_logs(store, settings, now=NOW)
     now = await state(store)
     assert now.clock == LONG_LIFE
     assert (len(now.guidelines), len(now.exemplars)) == (MAX_GUIDELINES, MAX_EXEMPLARS)
