@@ -1,12 +1,13 @@
 """The sweep: which scopes are due, and which jobs lost their worker, packed into tasks. Runs every few minutes on the control queue."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from service.domain.feedback import BASE
 from service.domain.policy import is_due
 from service.domain.slow_weights import Scope
-from service.errors import NotFound
+from service.errors import StoreUnavailable
 from service.jobs import Jobs
 from service.settings import Settings
 from service.store import Store
@@ -23,17 +24,23 @@ Pending = Mapping[tuple[str, Scope], list[tuple[int, float]]]
 async def sweep(store: Store, jobs: Jobs, settings: Settings, *, now: float, unique: Callable[[], str]) -> list[str]:
     """Queue what is due and what was left behind, scopes with similar amounts of feedback in one task.
 
+    What is wrong with one user, scope or job is told and counted at every sweep, and the others are swept.
+
     Returns:
         The ids of the jobs that were queued.
+
+    Raises:
+        StoreUnavailable: Redis is away.
     """
     found = await _left_behind(store, settings, now=now)
     waiting = await _pending(store, settings, now=now)
     for (tenant, scope), users in waiting.items():
-        if await _is_due(store, settings, scope, users, tenant=tenant, now=now):
-            job, opened = await store.jobs.open(scope, tenant=tenant, unique=unique(), now=now)
-            if opened:
-                log.info("%s of %s is due with %d feedbacks: job %s", scope, tenant, _amount(users), job.id)
-                found.append(job)
+        async with _sparing_others(store, scope, tenant=tenant):
+            if await _is_due(store, settings, scope, users, tenant=tenant, now=now):
+                job, opened = await store.jobs.open(scope, tenant=tenant, unique=unique(), now=now)
+                if opened:
+                    log.info("%s of %s is due with %d feedbacks: job %s", scope, tenant, _amount(users), job.id)
+                    found.append(job)
     amounts = {job.id: _amount(waiting.get((job.tenant, Scope.parse(job.scope)), [])) for job in found}
     # What two workers have died at may be what kills them: it takes no others along.
     alone = [job.id for job in found if job.attempts >= RISKY_ATTEMPTS]
@@ -43,6 +50,18 @@ async def sweep(store: Store, jobs: Jobs, settings: Settings, *, now: float, uni
         await jobs.consolidate(pack)
     await store.counts.set_all({("sweep", ""): now})
     return [job_id for pack in packs for job_id in pack]
+
+
+@asynccontextmanager
+async def _sparing_others(store: Store, scope: Scope, *, tenant: str) -> AsyncIterator[None]:
+    """Around what is one scope's: an error there is told and counted, and goes no further."""
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except Exception:
+        log.exception("%s of %s is not swept", scope, tenant)
+        await store.counts.add("undone", "sweep")
 
 
 def packed(amounts: Mapping[str, int], *, most: int) -> list[list[str]]:
@@ -90,27 +109,25 @@ async def _left_behind(store: Store, settings: Settings, *, now: float) -> list[
 
 async def _pending(store: Store, settings: Settings, *, now: float) -> Pending:
     found: dict[tuple[str, Scope], list[tuple[int, float]]] = {}
-    # A shared scope names all its users, so it is not read again for each of them.
-    known: dict[tuple[str, Scope], Mapping[str, int]] = {}
+    # A shared scope names all its users, so it is not read again for each of them; None where it can't be read.
+    known: dict[tuple[str, Scope], Mapping[str, int] | None] = {}
     for tenant, user, since in await store.jobs.due():
-        head = await store.jobs.head(tenant=tenant, user=user)
-        settled = True
-        for scope in await _scopes(store, settings, tenant=tenant, user=user):
-            if (tenant, scope) not in known:
-                try:
-                    known[tenant, scope] = await looked_at_revisions(store, scope, tenant=tenant)
-                except NotFound as error:
-                    # Others are due too; this one is told of at every sweep.
-                    log.error("%s of %s is not swept: %s", scope, tenant, error.message)
-                    settled = False
-                    continue
-            looked_at = known[tenant, scope].get(user, 0)
-            new = await store.users.feedback_after(looked_at, tenant=tenant, user=user) if head > looked_at else 0
-            if new:
-                settled = False
-                found.setdefault((tenant, scope), []).append((new, since))
-        if settled:
-            await store.jobs.settle(tenant=tenant, user=user, revision=head, now=now)
+        async with _sparing_others(store, Scope(kind="user", name=user), tenant=tenant):
+            head = await store.jobs.head(tenant=tenant, user=user)
+            settled = True
+            for scope in await _scopes(store, settings, tenant=tenant, user=user):
+                if (tenant, scope) not in known:
+                    known[tenant, scope] = None
+                    async with _sparing_others(store, scope, tenant=tenant):
+                        known[tenant, scope] = await looked_at_revisions(store, scope, tenant=tenant)
+                revisions = known[tenant, scope]
+                looked_at = revisions.get(user, 0) if revisions is not None else head
+                new = await store.users.feedback_after(looked_at, tenant=tenant, user=user) if head > looked_at else 0
+                if new:
+                    found.setdefault((tenant, scope), []).append((new, since))
+                settled = settled and revisions is not None and not new
+            if settled:
+                await store.jobs.settle(tenant=tenant, user=user, revision=head, now=now)
     return found
 
 

@@ -5,10 +5,13 @@ import logging
 from collections.abc import Mapping
 from typing import Literal
 
+from pydantic import ValidationError
+
 from service.domain.feedback import Frozen
 from service.domain.slow_weights import AdapterVersion, Scope, TrainReport
-from service.errors import NotFound
+from service.errors import Conflict, InvalidRequest, NotFound
 from service.store.connection import Connection
+from service.store.counts import CountStore
 from service.store.keys import BUCKETS, ScopeKeys, UserKeys, due, in_bucket, job_by_id, job_id, open_jobs
 from service.store.scopes import AuditEntry
 
@@ -126,10 +129,15 @@ class JobStore:
 
     def __init__(self, connection: Connection, *, retention_seconds: int) -> None:
         self._redis = connection
+        self._counts = CountStore(connection)
         self._retention = retention_seconds
 
     async def open(self, scope: Scope, *, tenant: str, unique: str, now: float) -> tuple[Job, bool]:
-        """The scope's open job, and whether it was opened by this call."""
+        """The scope's open job, and whether it was opened by this call.
+
+        Raises:
+            Conflict: the scope has an open job whose record can't be read.
+        """
         keys = ScopeKeys(scope, tenant=tenant)
         job = Job(id=job_id(keys.bucket, unique), tenant=tenant, scope=str(scope), created=now, updated=now)
         while True:
@@ -140,35 +148,51 @@ class JobStore:
             if current == job.id:
                 return job, True
             if raw := await self._redis.call("GET", keys.job(current)):
-                return Job.model_validate_json(raw), False
+                if (open_job := _parsed(raw, job=current)) is None:
+                    raise Conflict(
+                        f"{scope} has an open consolidation, '{current}', whose record can't be read: see the log.",
+                        code="unreadable_consolidation",
+                    )
+                return open_job, False
             await self._forget(current, bucket=keys.bucket)
 
     async def load(self, job: str) -> Job | None:
-        """A job by its id, whatever its tenant: for workers."""
+        """A job by its id, whatever its tenant: for workers. None, and said, where its record can't be read."""
         key = job_by_id(job)
         raw = await self._redis.call("GET", key) if key else None
-        return Job.model_validate_json(raw) if raw else None
+        return _parsed(raw, job=job) if raw else None
 
     async def get(self, job: str, *, tenant: str) -> Job:
         """A tenant's job by its id.
 
         Raises:
-            NotFound: there is none of this tenant, or it has expired.
+            NotFound: there is none of this tenant, it has expired, or its record can't be read.
         """
         found = await self.load(job)
         if found is None or found.tenant != tenant:
-            raise NotFound(f"There is no consolidation '{job[:80]}'.", param="id", code="unknown_consolidation")
+            raise NotFound(
+                f"There is no consolidation '{job[:80]}', or its record can't be read.",
+                param="id",
+                code="unknown_consolidation",
+            )
         return found
 
     async def unfinished(self) -> list[tuple[Job, bool]]:
-        """Every open job of every tenant, and whether a worker holds its lease. One whose record is gone is open no more."""
+        """Every open job of every tenant, and whether a worker holds its lease.
+
+        One whose record is gone is open no more. One whose record can't be read stays open, for who wrote it may know better (a worker of
+        another release); it is left out, told and counted.
+        """
         pages = await self._redis.pipeline([("ZRANGE", open_jobs(b), 0, -1) for b in range(BUCKETS)])
         ids = [(b, member.decode()) for b, page in enumerate(pages) for member in page]
         records = await self._redis.pipeline([("GET", in_bucket(b, f"job:{i}")) for b, i in ids]) if ids else []
         for (b, i), raw in zip(ids, records, strict=True):
             if raw is None:
                 await self._forget(i, bucket=b)
-        jobs = [Job.model_validate_json(raw) for raw in records if raw]
+        found = [_parsed(raw, job=i) for (_, i), raw in zip(ids, records, strict=True) if raw]
+        jobs = [job for job in found if job is not None]
+        if unreadable := len(found) - len(jobs):
+            await self._counts.add_all({("undone", "sweep"): unreadable})
         leases = [ScopeKeys(Scope.parse(job.scope), tenant=job.tenant).lease for job in jobs]
         held = await self._redis.pipeline([("EXISTS", lease) for lease in leases]) if leases else []
         return [(job, bool(lease)) for job, lease in zip(jobs, held, strict=True)]
@@ -257,3 +281,16 @@ class JobStore:
         """The sweep has dealt with a user's feedback up to `revision`."""
         keys = UserKeys(tenant=tenant, user=user)
         await self._redis.script(SETTLE, [keys.due, keys.log], keys.member, revision, now)
+
+
+def _parsed(raw: bytes, *, job: str) -> Job | None:
+    """A job's record; None, and said, where it can't be read."""
+    try:
+        parsed = Job.model_validate_json(raw)
+        Scope.parse(parsed.scope)
+    except (ValidationError, InvalidRequest) as error:
+        log.error(
+            "job %s can't be done or ended, for its record can't be read (deleted, it counts as gone): %s", job, error
+        )
+        return None
+    return parsed

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given as given_to_hypothesis
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from service.domain.slow_weights import Scope
 from service.settings import Settings
 from service.store import Store, open_store
 from service.store.connection import Connection
-from service.store.keys import ScopeKeys, job_by_id
+from service.store.keys import ScopeKeys, UserKeys, job_by_id
 from tests.factories import ALICE, give_feedback, rejected
 from tests.fakes import FakeVllm, RecordedJobs
 from tests.jobs import Trainer, opened, run
@@ -86,6 +87,65 @@ async def test_a_version_in_use_without_a_record_keeps_no_other_scope_waiting(
     assert (await fresh.jobs.get(job, tenant="acme")).scope == "user:bob"
     assert "user:alice of acme is not swept" in caplog.text
     await fresh.close()
+
+
+@pytest.mark.parametrize(
+    "record", ["{", '{"id": "x"}', '{"id":"x","tenant":"acme","scope":"team","created":0,"updated":0}']
+)
+async def test_a_job_whose_record_can_not_be_read_keeps_its_own_scope_waiting_alone(
+    store: Store, settings: Settings, redis_url: str, caplog: pytest.LogCaptureFixture, record: str
+) -> None:
+    spoilt, left_behind = await opened(store), await opened(store, Scope(kind="user", name="bob"))
+    with Redis.from_url(redis_url) as redis:
+        redis.set(ScopeKeys(ALICE, tenant="acme").job(spoilt.id), record)
+    for name in ("alice", "carol"):
+        await given(store, name, 3)
+    later = 100.0 + settings.job_limit_seconds + 1
+
+    queued = await sweep(store, RecordedJobs(), settings, now=later, unique=new_id)
+
+    scopes = {(await store.jobs.get(job, tenant="acme")).scope for job in queued}
+    assert (left_behind.id in queued, scopes) == (True, {"user:bob", "user:carol"})
+    assert f"job {spoilt.id} can't be done" in caplog.text
+    # As an open job, and as alice's, whose feedback is due.
+    assert (await store.counts.read())["undone", "sweep"] == 2
+
+
+async def test_an_open_job_whose_record_can_not_be_read_is_a_conflict_until_it_is_deleted(
+    client: httpx.AsyncClient, as_admin: dict[str, str], store: Store, redis_url: str
+) -> None:
+    spoilt = await opened(store)
+    key = ScopeKeys(ALICE, tenant="acme").job(spoilt.id)
+
+    async def start() -> httpx.Response:
+        return await client.post("/v1/admin/consolidations", json={"scope": str(ALICE)}, headers=as_admin)
+
+    with Redis.from_url(redis_url) as redis:
+        redis.set(key, "{")
+        refused = await start()
+        redis.delete(key)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "unreadable_consolidation")
+    assert spoilt.id in refused.json()["error"]["message"]
+    assert (await start()).status_code == 202
+
+
+async def test_what_can_not_be_read_of_one_scope_keeps_no_other_waiting(
+    store: Store, settings: Settings, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("alice", "bob", "carol"):
+        await given(store, name, 3)
+    with Redis.from_url(redis_url) as redis:
+        redis.hset(ScopeKeys(ALICE, tenant="acme").scope, "attempted", "{")
+        # Nothing in bob's log is an event of his, so nobody can tell what is due.
+        log = UserKeys(tenant="acme", user="bob").log
+        redis.xtrim(log, maxlen=0, approximate=False)
+        redis.xadd(log, {"event": "{"}, id="4-0")
+
+    [job] = await sweep(store, RecordedJobs(), settings, now=2000.0, unique=new_id)
+
+    assert (await store.jobs.get(job, tenant="acme")).scope == "user:carol"
+    assert all(f"user:{name} of acme is not swept" in caplog.text for name in ("alice", "bob"))
+    assert {user for _, user, _ in await store.jobs.due()} == {"alice", "bob", "carol"}
 
 
 async def test_a_rejected_attempt_waits_for_new_feedback(store: Store, settings: Settings, vllm: FakeVllm) -> None:
