@@ -1,5 +1,6 @@
 """Old adapter versions over real Redis and a folder: marked, evicted from every replica, deleted, in this order."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,35 @@ async def test_a_scope_whose_version_in_use_has_no_record_keeps_its_files_and_th
     await fresh.close()
     assert (await store.counts.read())["undone", "retention"] == 1
     assert in_use in on_disk(settings)
+
+
+def spoil(settings: Settings, name: str, provenance: str) -> None:
+    (settings.adapter_store_dir / name / "provenance.json").write_text(provenance)
+
+
+@pytest.mark.parametrize("scope", ["team", "user:bob", None])
+async def test_versions_that_do_not_tell_whose_they_are_stay_and_the_others_go(
+    store: Store, settings: Settings, vllm: FakeVllm, caplog: pytest.LogCaptureFixture, scope: str | None
+) -> None:
+    old = [(await promoted(store, settings, vllm, versions=5, scope=user(name)))[0] for name in ("alice", "carol")]
+    nobodys = await promoted(store, settings, vllm, versions=5, scope=user("dave"))
+    told = json.dumps({"tenant": "acme", "scope": scope, "job": "con-001-x"})
+    for name in nobodys:
+        spoil(settings, name, told)
+
+    assert sorted(await tick(store, settings)) == sorted(old)
+
+    assert set(nobodys) <= set(on_disk(settings))
+    assert f"{', '.join(nobodys)} can't be looked after" in caplog.text
+
+
+async def test_one_version_that_tells_whose_they_are_is_enough_for_its_scope(
+    store: Store, settings: Settings, vllm: FakeVllm
+) -> None:
+    names = await promoted(store, settings, vllm, versions=5)
+    for name in names[1:]:
+        spoil(settings, name, '{"tenant": "acme", "scope": "team", "job": "con-001-x"}')
+    assert await tick(store, settings) == names[:1]
 
 
 @pytest.mark.parametrize(
