@@ -80,6 +80,8 @@ class FakeVllm:
         self.adapters: set[str] = set()
         self.evicted: list[str] = []
         self.reading: set[str] = set()
+        self.kept: set[str] = set()
+        """Adapters that it fails to evict."""
         self.scored: list[dict[str, Any]] = []
         self.likelihood: Callable[[str, str], float] = overlap
         self.reply: Callable[[dict[str, Any]], str] = lambda body: f"Reply {len(self.bodies)}"
@@ -145,6 +147,8 @@ class FakeVllm:
 
     async def _evict(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
+        if name in self.kept:
+            return web.Response(status=500, text="the engine has lost it")
         if name in self.reading:
             return web.json_response({"name": name, "evicted": False}, status=202)
         self.adapters.discard(name)

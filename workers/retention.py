@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from service.domain.slow_weights import Scope
-from service.errors import EngineUnavailable, NotFound, StoreUnavailable
+from service.errors import EngineUnavailable, FastslowError, NotFound, StoreUnavailable, UpstreamRejected
 from service.replicas import addresses
 from service.settings import Settings
 from service.store import Store
@@ -32,6 +32,7 @@ Evict = Callable[[str], Awaitable[bool]]
 """Has every replica let go of a version; False where one still needs it.
 
 Raises:
+    UpstreamRejected: a replica answers that it can't.
     EngineUnavailable: a replica is away.
 """
 
@@ -39,7 +40,8 @@ Raises:
 async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: float) -> list[str]:
     """Retire what newer versions have replaced, and delete what is retired; the names of the versions that were deleted.
 
-    What is wrong with one scope or one version is logged and counted, and the others are done.
+    What is wrong with one scope or one version, an eviction that a replica refuses or hangs at included, is logged and counted, and the
+    others are done. While a replica answers to none, nothing is deleted.
 
     Raises:
         OSError: the adapter store can't be read, or does not answer.
@@ -59,22 +61,30 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
     for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
         names = old[start : start + AT_ONCE]
         answers = await asyncio.gather(*map(evict, names), return_exceptions=True)
-        for name, answer in zip(names, answers, strict=True):
-            if answer is True:
-                if await asyncio.to_thread(_deleted, adapters, name):
-                    deleted.append(name)
-                else:
-                    await store.counts.add("undone", "retention")
-        if failed := next((answer for answer in answers if isinstance(answer, BaseException)), None):
-            if not isinstance(failed, EngineUnavailable):
-                raise failed
-            log.warning("old adapter versions are not deleted until every replica answers: %s", failed)
+        if all(isinstance(answer, EngineUnavailable) for answer in answers):
+            log.warning("old adapter versions are not deleted until every replica answers: %s", answers[0])
             break
+        for name, answer in zip(names, answers, strict=True):
+            if answer is False:
+                # For now: replies in flight may still read it.
+                continue
+            if await asyncio.to_thread(_deleted, adapters, name, answer):
+                deleted.append(name)
+            else:
+                await store.counts.add("undone", "retention")
     await asyncio.to_thread(adapters.clean, now=now)
     return deleted
 
 
-def _deleted(adapters: AdapterStore, name: str) -> bool:
+def _deleted(adapters: AdapterStore, name: str, evicted: bool | BaseException) -> bool:
+    """Whether a version is gone that every replica should have let go of; why not is logged."""
+    if isinstance(evicted, FastslowError):
+        # In the replica's own words, which quote nobody: an eviction carries a name alone.
+        log.error("%s is retired and stays, for it can't be evicted: %s", name, evicted.message)
+        return False
+    if isinstance(evicted, BaseException):
+        log.error("%s is retired and stays, for it can't be evicted", name, exc_info=evicted)
+        return False
     try:
         adapters.delete(name)
     except StoreAway:
@@ -156,7 +166,8 @@ async def _evicted(http: aiohttp.ClientSession, url: str, name: str) -> bool:
     try:
         async with http.delete(f"{url}/fastslow/adapters/{name}") as reply:
             if reply.status not in (200, 202):
-                raise EngineUnavailable(f"{url} answers {reply.status} to an eviction")
+                text = (await reply.text(errors="replace"))[:200]
+                raise UpstreamRejected(f"{url} answers {reply.status}: {text}", status=reply.status)
             answer = await reply.json()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise EngineUnavailable(f"{url} does not answer: {str(error) or type(error).__name__}") from error

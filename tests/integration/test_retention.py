@@ -11,6 +11,7 @@ from redis import Redis
 
 from service.domain.feedback import BASE
 from service.domain.slow_weights import AdapterVersion, Scope
+from service.errors import EngineUnavailable
 from service.settings import Settings
 from service.store import Store, open_store
 from service.store.keys import ScopeKeys
@@ -21,7 +22,7 @@ from tests.s3_server import BUCKET, s3_server
 from workers.adapter_store import adapter_store
 from workers.consolidation.work import Outcome, Work
 from workers.files import ASIDE
-from workers.retention import replicas, retire_old, superseded
+from workers.retention import AT_ONCE, replicas, retire_old, superseded
 
 NOBODY_THERE = "http://127.0.0.1:9"
 
@@ -142,6 +143,37 @@ async def test_nothing_is_deleted_while_a_replica_is_away_and_all_of_it_when_it_
 
     assert await tick(store, settings.model_copy(update={"vllm_replica_urls": (vllm.url, f"{vllm.url}/")})) == names[:2]
     assert on_disk(settings) == sorted(names[2:])
+
+
+async def test_a_version_that_a_replica_fails_to_evict_keeps_no_other(
+    store: Store, settings: Settings, vllm: FakeVllm, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = await promoted(store, settings, vllm, versions=AT_ONCE + 6)
+    *old, _, _, _, _ = names
+    vllm.kept.add(old[0])
+
+    assert await tick(store, settings) == old[1:]
+
+    assert on_disk(settings) == sorted({*names} - {*old[1:]})
+    assert f"{old[0]} is retired and stays, for it can't be evicted: {vllm.url} answers 500: the engine" in caplog.text
+    assert (await store.counts.read())["undone", "retention"] == 1
+    vllm.kept.clear()
+    assert await tick(store, settings) == old[:1]
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("it hangs"), RuntimeError("nobody foresaw it")])
+async def test_an_eviction_that_hangs_or_breaks_keeps_no_other_version(
+    store: Store, settings: Settings, vllm: FakeVllm, error: Exception
+) -> None:
+    old = (await promoted(store, settings, vllm, versions=AT_ONCE + 6))[:-4]
+
+    async def evict(name: str) -> bool:
+        if name == old[0]:
+            raise error
+        return True
+
+    assert await retire_old(store, settings, evict=evict, now=time.time()) == old[1:]
+    assert (await store.counts.read())["undone", "retention"] == 1
 
 
 async def test_a_version_that_replies_in_flight_still_read_stays_until_the_next_tick(
