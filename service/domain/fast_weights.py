@@ -23,7 +23,7 @@ MAX_CREDITS = 160
 
 ValueT = TypeVar("ValueT")
 
-FOLD = 4
+FOLD = 5
 """Goes up whenever the same log folds into another state, so that a cache of the old one is not taken for it."""
 
 

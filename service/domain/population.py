@@ -50,7 +50,7 @@ def repopulated(state: FastWeights, event: PopulationEvent) -> FastWeights:
     state = _merged(state, event.merged)
     members = tuple(_as_folded(member, state, event) for member in event.members)[:MAX_MEMBERS]
     new = Population(basis=event.basis, clock=event.basis_clock, adapter=event.adapter, members=members)
-    others = [p for p in state.populations if p.adapter != event.adapter]
+    others = [_under_new_names(p, state) for p in state.populations if p.adapter != event.adapter]
     populations = (*others, new)[-MAX_POPULATIONS:]
     held = {name for population in populations for member in population.members for name in member.items}
     inferred = {
@@ -74,6 +74,15 @@ def repopulated(state: FastWeights, event: PopulationEvent) -> FastWeights:
 def _as_folded(member: Member, state: FastWeights, event: PopulationEvent) -> Member:
     items = tuple(dict.fromkeys(state.resolve(name) for name in member.items if name not in state.removed))
     return member.model_copy(update={"items": items, "basis": event.basis})
+
+
+def _under_new_names(population: Population, state: FastWeights) -> Population:
+    """A population of another adapter version, whose items may have been merged or changed since: what one now stands for is held by it."""
+    members = tuple(
+        member.model_copy(update={"items": tuple(dict.fromkeys(map(state.resolve, member.items)))})
+        for member in population.members
+    )
+    return population.model_copy(update={"members": members})
 
 
 def _merged(state: FastWeights, merged: dict[str, str]) -> FastWeights:

@@ -436,6 +436,26 @@ def test_merged_guidelines_count_together_and_retraction_still_finds_them() -> N
     assert {g.id: g.support for g in after.guidelines.values()} == {first: 1}
 
 
+def test_what_is_merged_under_one_adapter_stays_in_the_contexts_of_the_others() -> None:
+    log = log_of((0, Signals(correction="wanted")))
+    [exemplar] = fold(log).exemplars
+    lists, bullets = (Guideline(id=f"g-{n}", text=f"Use {n}", origin="inferred") for n in ("lists", "bullets"))
+    of_version = optimized(2, (bullets.id,), basis=1, adapter="fs-1", inferred=(lists, bullets))
+    both = optimized(3, (lists.id,), basis=1, inferred=(lists,))
+    state = fold([*log, of_version, both, optimized(4, (exemplar,), basis=1, merged={bullets.id: lists.id})])
+    member = draw(state, adapter="fs-1", seed=bytes)
+    assert texts(state, member=member) == ["Use lists"]
+
+
+def test_a_context_of_another_adapter_outlasts_what_is_remembered_of_its_items_names() -> None:
+    log = log_of((0, Signals(comment="Keep rhymes")), (1, Signals(comment="Verse with rhyme, always")))
+    first, second = fold(log).guidelines
+    of_version = optimized(3, (second,), basis=2, adapter="fs-1")
+    state = fold([*log, of_version, optimized(4, (first,), basis=2, merged={second: first})])
+    forgotten = state.model_copy(update={"aliases": {}})
+    assert chosen(forgotten, member=draw(forgotten, adapter="fs-1", seed=bytes)) == (first,)
+
+
 def test_the_same_request_draws_the_same_member_and_praise_moves_the_odds() -> None:
     log = log_of(*((n, Signals(correction=f"wanted {n}")) for n in range(2)))
     first, second = fold(log).exemplars
