@@ -68,12 +68,15 @@ async def run_all(
     settings: Settings,
     consolidate: Consolidate,
     base: Callable[[], LoadedBase] = lambda: LOADED_BASE,
+    forget: Callable[[str], None] = lambda job: None,
 ) -> list[Job]:
     """Do the jobs side by side; their records afterwards."""
     engine = VllmEngine(settings)
     try:
         ids = [job.id for job in jobs]
-        await run_jobs(ids, store=store, engine=engine, settings=settings, consolidate=consolidate, base=base)
+        await run_jobs(
+            ids, store=store, engine=engine, settings=settings, consolidate=consolidate, base=base, forget=forget
+        )
     finally:
         await engine.close()
     return [await store.jobs.get(job.id, tenant="acme") for job in jobs]

@@ -36,11 +36,13 @@ async def run_jobs(
     settings: Settings,
     consolidate: Consolidate,
     base: Callable[[], LoadedBase],
+    forget: Callable[[str], None],
 ) -> None:
     """Do jobs to their ends, but for those that have ended and those that another worker is at.
 
     Args:
         base: loads the base model, where it is not loaded yet; called in a thread, as `consolidate` is.
+        forget: removes what is kept of a job's training for its next worker; called in a thread once the job has ended.
     """
     async with AsyncExitStack() as held:
         runs: dict[str, JobRun] = {}
@@ -58,6 +60,9 @@ async def run_jobs(
     for run in runs.values():
         if run.job.state == "promoted":
             await score_again(store, settings, run.scope, tenant=run.job.tenant, now=time.time())
+    for run in runs.values():
+        if run.job.ended:
+            await asyncio.to_thread(forget, run.job.id)
 
 
 async def _unfinished(job_id: str, *, store: Store, settings: Settings) -> Job | None:

@@ -24,6 +24,7 @@ from service.jobs import (
 from service.settings import Settings
 from service.store import Store, open_store
 from service.vllm import VllmEngine
+from workers.adapter_store import adapter_store
 from workers.app import app, settings
 from workers.archive import archive_logs
 from workers.cold_start import count_all
@@ -175,7 +176,15 @@ def consolidate(job_ids: list[str]) -> None:
 
     async def run() -> None:
         async with opened_with_engine(settings) as (store, engine):
-            await run_jobs(job_ids, store=store, engine=engine, settings=settings, consolidate=_consolidate, base=_base)
+            await run_jobs(
+                job_ids,
+                store=store,
+                engine=engine,
+                settings=settings,
+                consolidate=_consolidate,
+                base=_base,
+                forget=_forget,
+            )
 
     asyncio.run(run())
 
@@ -184,6 +193,13 @@ def _consolidate(works: Sequence[Work], progress: OnProgress) -> Ends:
     from workers.consolidation.job import consolidate as train
 
     return train(works, base=_base(), settings=settings, progress=progress)
+
+
+def _forget(job: str) -> None:
+    from workers.consolidation.checkpoint import Checkpoints
+
+    adapters = adapter_store(settings)
+    Checkpoints(adapters.work, elsewhere=adapters).remove(job)
 
 
 @app.task(name=FAST_SLOW)

@@ -159,7 +159,15 @@ def work_and_die(settings: Settings, job_id: str, stage: str) -> None:
         if stage == "promoted":
             store.members = DyingMembers(store.connection, store.users)
         consolidate, base = one_by_one(train), lambda: LOADED_BASE
-        await run_jobs([job_id], store=store, engine=engine, settings=settings, consolidate=consolidate, base=base)
+        await run_jobs(
+            [job_id],
+            store=store,
+            engine=engine,
+            settings=settings,
+            consolidate=consolidate,
+            base=base,
+            forget=lambda job: None,
+        )
 
     asyncio.run(work())
 
@@ -262,9 +270,10 @@ async def test_a_job_whose_end_needs_what_is_away_is_tried_again_a_few_times(
     await give_feedback(store, 1)
     job = await opened(store)
     await vllm.stop()
+    forgotten: list[str] = []
     for attempt in range(1, MOST_ATTEMPTS):
-        left = await run(job, store, few, Trainer(vllm))
-        assert (left.ended, left.attempts) == (False, attempt)
+        [left] = await run_all([job], store, few, Trainer(vllm), forget=forgotten.append)
+        assert (left.ended, left.attempts, forgotten) == (False, attempt, [])
         assert "vLLM could not serve" in left.reasons[0]
         sent, later = RecordedJobs(), time.time() + few.lease_seconds + 1
 
@@ -274,8 +283,9 @@ async def test_a_job_whose_end_needs_what_is_away_is_tried_again_a_few_times(
         await until(queued_again)
     if back:
         await vllm.start()
-    ended = await run(job, store, few, Trainer(vllm))
+    [ended] = await run_all([job], store, few, Trainer(vllm), forget=forgotten.append)
     assert (ended.state, ended.attempts) == ("promoted" if back else "failed", MOST_ATTEMPTS)
+    assert forgotten == [job.id]
     assert bool(ended.reasons) == (not back)
     assert await sweep(store, RecordedJobs(), few, now=10.0, unique=lambda: "y") == []
 

@@ -56,6 +56,7 @@ async def worker(store: Store, settings: Settings, vllm: FakeVllm) -> AsyncItera
                     settings=settings,
                     consolidate=one_by_one(train),
                     base=lambda: LOADED_BASE,
+                    forget=lambda job: None,
                 )
             await asyncio.sleep(0.05)
 

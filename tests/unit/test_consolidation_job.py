@@ -13,10 +13,12 @@ from service.domain.slow_weights import NAME, AdapterVersion, Promote, Reject, S
 from service.errors import JobFailed, VerifiersMissing
 from service.settings import Settings
 from tests.consolidation_data import LENIENT, corrections, user_log
+from workers.adapter_store import adapter_store
 from workers.consolidation.anchors import KINDS, load_anchors, own_topics, prompts
 from workers.consolidation.base import load_base
+from workers.consolidation.checkpoint import Checkpoints
 from workers.consolidation.job import consolidate
-from workers.consolidation.work import LeaseLost, Work
+from workers.consolidation.work import LeaseLost, NotNow, Work
 
 
 def work(log, **changes):
@@ -45,11 +47,19 @@ def quiet(*_):
     pass
 
 
+def forget(job, settings):
+    """As at the job's end."""
+    store = adapter_store(settings)
+    Checkpoints(store.work, elsewhere=store).remove(job)
+
+
 def end_of(base, settings, of, progress=quiet):
-    """How one work ends; what stopped it is raised."""
+    """How one work ends, and its job with it; what stopped it is raised."""
     ends = consolidate([of], base=base, settings=settings, progress=progress, limits=LENIENT)
     assert list(ends) == [of.job]
     end = ends[of.job]
+    if not isinstance(end, LeaseLost | NotNow):
+        forget(of.job, settings)
     if isinstance(end, Exception):
         raise end
     return end
@@ -97,6 +107,27 @@ def test_the_same_work_gives_the_same_version(tiny_base, tiny_settings, log, tmp
         settings = roomy(tiny_settings, learning_rate=1e-2, data_dir=tmp_path / data)
         names.append(end_of(tiny_base, settings, work(log)).version.name)
     assert names[0] == names[1]
+
+
+def test_a_job_that_could_not_be_ended_is_measured_anew_and_not_trained_again(tiny_base, tiny_settings, log):
+    settings, stages = roomy(tiny_settings, learning_rate=1e-2), []
+
+    def version():
+        works, seen = [work(log)], []
+        ends = consolidate(
+            works, base=tiny_base, settings=settings, progress=lambda _, p: seen.append(p.stage), limits=LENIENT
+        )
+        stages.append(set(seen))
+        return ends["job-1"].version
+
+    first, again = version(), version()
+    assert stages[0] - stages[1] == {"train"}
+    assert again.name == first.name
+    assert [path.name for path in settings.adapter_store_dir.glob("fs-*")] == [first.name]
+    assert again.report.kl_chat == first.report.kl_chat
+    assert again.hyperparameters == first.hyperparameters
+    forget("job-1", settings)
+    assert [path.name for path in settings.adapter_store_dir.iterdir()] == [first.name]
 
 
 def test_a_second_job_of_the_same_weights_publishes_them_under_the_next_number(tiny_base, tiny_settings, log):

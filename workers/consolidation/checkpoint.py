@@ -1,4 +1,5 @@
-"""Checkpoints of training: a killed job goes on from the last one, and ends as if it had never been killed.
+"""Checkpoints of training: a killed job goes on from the last one, and ends as if it had never been killed. So does one that could not be
+ended because vLLM or Redis was away: its last one is of the end. They go when the job has ended.
 
 One file a job, where whichever worker takes the job over finds it: in the folder that the store is, or shared through the store. It names
 all that the rest of the run depends on; where that has changed meanwhile (new feedback, other settings), training starts anew.
@@ -93,11 +94,16 @@ class Checkpoints:
         log.info("job %s: training goes on after step %d", learner.job, learner.progress.step)
 
     def remove(self, job: str) -> None:
+        """Remove a job's checkpoint here and where others get it. One that can't be removed is an orphan after a day."""
         path = self.path(job)
-        if path is not None:
+        if path is None:
+            return
+        try:
             path.unlink(missing_ok=True)
-            if self._elsewhere is not None:
-                self._elsewhere.unshare(path)
+        except OSError as error:
+            log.warning("%s stays for a day: %s", path, error)
+        if self._elsewhere is not None:
+            self._elsewhere.unshare(path)
 
 
 def _depends(learner: Learner, stack: LoraStack) -> str:

@@ -25,7 +25,7 @@ from workers.consolidation.lora import LoraStack, OtherShape, Shape
 from workers.consolidation.published import outcome
 from workers.consolidation.task import Material, Task, candidate, material, task
 from workers.consolidation.trainer import train
-from workers.consolidation.work import Ends, LeaseLost, NotNow, OnProgress, Progress, Work
+from workers.consolidation.work import Ends, NotNow, OnProgress, Progress, Work
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ def consolidate(
     limits: Limits = Limits(),
 ) -> Ends:
     """Train, measure, judge and publish a candidate of each scope; how each job ended.
+
+    Their checkpoints stay: whoever takes a job over that could not be ended goes on from its own, measures and judges anew, and comes to
+    the same version.
 
     Args:
         limits: what a candidate is promoted by.
@@ -59,10 +62,6 @@ def consolidate(
         if trained is not None and tasks:
             for of, judgement in _judged(tasks, trained, base, settings, store, limits, clock, going):
                 _end(of, judgement, base, settings, store, limits, clock, going)
-    for job, end in going.ends.items():
-        # Whoever takes the job over goes on from its checkpoint.
-        if not isinstance(end, LeaseLost | NotNow):
-            checkpoints.remove(job)
     return going.ends
 
 

@@ -38,6 +38,7 @@ CUDA_GRADIENT_TOKENS = 16384
 # Larger models hold only each layer's input and compute the rest again: 7-8B then fit 80 GB.
 CHECKPOINTED_FROM_PARAMETERS = 1_000_000_000
 # A killed job goes on from its last checkpoint; samples are drawn anew at the same steps, so that it does exactly what it would have done.
+# There is one of the end too, for a job that can't be ended now.
 CHECKPOINT_STEPS = 5
 
 OnStep = Callable[[str, Step], None]
@@ -75,7 +76,8 @@ def train(
         with activations_checkpointed(base):
             take_step(passes, active, optimizer, on_step)
         for learner in active:
-            if learner.going and learner.progress.step % CHECKPOINT_STEPS == 0:
+            ended, step = learner.progress.ended, learner.progress.step
+            if learner.failure is None and (ended or step % CHECKPOINT_STEPS == 0):
                 checkpoints.save(learner, stack, optimizer)
 
 
