@@ -21,11 +21,11 @@ from pathlib import Path
 from service.domain.events import Event, parse_event
 from service.domain.fast_weights import FOLD, FastWeights, Snapshot
 from service.domain.fold import apply, fold
-from service.errors import StoreUnavailable
 from service.settings import Settings
 from service.store import Store
 from service.store.keys import UserKeys
 from workers.files import fsync
+from workers.undone import sparing_others
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,12 @@ async def archive_logs(store: Store, settings: Settings, *, now: float, most_par
     """
     parts = 0
     for tenant, user in await store.archives.due(most=most_parts):
-        try:
+        done = False
+        told = "the log of %s of %s stays long, for its oldest events can't be archived"
+        async with sparing_others(store, "archive", told, user, tenant):
             parts += await archive_user(store, settings, tenant=tenant, user=user, most_parts=most_parts - parts)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            log.exception("the log of %s of %s stays long, for its oldest events can't be archived", user, tenant)
-            await store.counts.add("undone", "archive")
+            done = True
+        if not done:
             await store.archives.postpone(tenant=tenant, user=user, now=now)
     return parts
 

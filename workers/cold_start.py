@@ -7,6 +7,7 @@ from service.domain.inference import is_shareable
 from service.errors import Conflict
 from service.settings import Settings
 from service.store import Store
+from workers.undone import sparing_others
 
 log = logging.getLogger(__name__)
 
@@ -14,12 +15,17 @@ EVERYBODY = "global"
 
 
 async def count_all(store: Store, settings: Settings) -> list[str]:
-    """Count for every tenant that has opted in; those whose new users start from something else now."""
-    return [
-        tenant
-        for tenant in await store.cold_start.opted_in()
-        if await count(store, tenant=tenant, min_users=settings.cold_start_min_users)
-    ]
+    """Count for every tenant that has opted in; those whose new users start from something else now.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    changed = []
+    for tenant in await store.cold_start.opted_in():
+        async with sparing_others(store, "cold-start", "what new users of %s start from stays", tenant):
+            if await count(store, tenant=tenant, min_users=settings.cold_start_min_users):
+                changed.append(tenant)
+    return changed
 
 
 async def count(store: Store, *, tenant: str, min_users: int) -> bool:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from service.domain.slow_weights import Scope
-from service.errors import Conflict, StoreUnavailable
+from service.errors import Conflict
 from service.rescoring import score_again
 from service.settings import Settings
 from service.store import Store
 from workers.adapter_store import adapter_store, by_scope
+from workers.undone import sparing_others
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +77,11 @@ async def quarantine_all(store: Store, settings: Settings, *, base: Callable[[],
 
 async def _moved(store: Store, settings: Settings, scope: Scope, *, tenant: str, now: float) -> bool:
     """`quarantine` of one scope among many: this is asked for once, so what is wrong with one must not leave the others on another base."""
-    while True:
-        try:
-            return await quarantine(store, settings, scope, tenant=tenant, now=now)
-        except Conflict:
-            log.info("the pointer of %s of %s has just moved: it is looked at again", scope, tenant)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            log.exception(
-                "%s of %s may be served by an adapter of another base, for it can't be looked at", scope, tenant
-            )
-            await store.counts.add("undone", "quarantine")
-            return False
+    told = "%s of %s may be served by an adapter of another base, for it can't be looked at"
+    async with sparing_others(store, "quarantine", told, scope, tenant):
+        while True:
+            try:
+                return await quarantine(store, settings, scope, tenant=tenant, now=now)
+            except Conflict:
+                log.info("the pointer of %s of %s has just moved: it is looked at again", scope, tenant)
+    return False

@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 import aiohttp
 
 from service.domain.slow_weights import Scope
-from service.errors import EngineUnavailable, FastslowError, NotFound, StoreUnavailable, UpstreamRejected
+from service.errors import EngineUnavailable, FastslowError, NotFound, UpstreamRejected
 from service.replicas import addresses
 from service.settings import Settings
 from service.store import Store
 from workers.adapter_store import AdapterStore, StoreAway, adapter_store, by_scope
+from workers.undone import sparing_others
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,10 @@ async def retire_old(store: Store, settings: Settings, *, evict: Evict, now: flo
     old: list[str] = []
     adapters = adapter_store(settings)
     for tenant, scope, names in await asyncio.to_thread(lambda: list(by_scope(adapters))):
-        try:
+        async with sparing_others(
+            store, "retention", "the old versions of %s of %s stay", scope, tenant, but=(OSError,)
+        ):
             old += await _retired(store, adapters, scope, names, tenant=tenant, kept=settings.versions_kept, now=now)
-        except (OSError, StoreUnavailable):
-            raise
-        except Exception:
-            log.exception("the old versions of %s of %s stay", scope, tenant)
-            await store.counts.add("undone", "retention")
     deleted: list[str] = []
     for start in range(0, min(len(old), MOST_A_TICK), AT_ONCE):
         names = old[start : start + AT_ONCE]

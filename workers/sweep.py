@@ -1,17 +1,17 @@
 """The sweep: which scopes are due, and which jobs lost their worker, packed into tasks. Runs every few minutes on the control queue."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from service.domain.feedback import BASE
 from service.domain.policy import is_due
 from service.domain.slow_weights import Scope
-from service.errors import StoreUnavailable
 from service.jobs import Jobs
 from service.settings import Settings
 from service.store import Store
 from service.store.jobs import Job
+from workers.undone import sparing_others
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +52,8 @@ async def sweep(store: Store, jobs: Jobs, settings: Settings, *, now: float, uni
     return [job_id for pack in packs for job_id in pack]
 
 
-@asynccontextmanager
-async def _sparing_others(store: Store, scope: Scope, *, tenant: str) -> AsyncIterator[None]:
-    """Around what is one scope's: an error there is told and counted, and goes no further."""
-    try:
-        yield
-    except StoreUnavailable:
-        raise
-    except Exception:
-        log.exception("%s of %s is not swept", scope, tenant)
-        await store.counts.add("undone", "sweep")
+def _sparing_others(store: Store, scope: Scope, *, tenant: str) -> AbstractAsyncContextManager[None]:
+    return sparing_others(store, "sweep", "%s of %s is not swept", scope, tenant)
 
 
 def packed(amounts: Mapping[str, int], *, most: int) -> list[list[str]]:

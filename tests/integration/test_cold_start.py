@@ -118,6 +118,24 @@ async def test_nothing_that_a_user_wrote_ever_reaches_another(
     assert [m["role"] for m in vllm.last["messages"]] == ["user"]
 
 
+async def test_a_tenant_that_can_t_be_counted_keeps_no_other_from_it(
+    client: httpx.AsyncClient, store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tenant, headers in (("acme", ADMIN), ("globex", GLOBEX)):
+        await users_who_like(store, BULLETS, of=tenant)
+        await switch(client, True, headers)
+    folds = store.members.folds
+
+    def broken(users: list[str], *, tenant: str) -> Any:
+        if tenant == "acme":
+            raise KeyError("an item without a text")
+        return folds(users, tenant=tenant)
+
+    monkeypatch.setattr(store.members, "folds", broken)
+    assert await count_all(store, settings) == ["globex"]
+    assert (await store.counts.read()).get(("undone", "cold-start")) == 1
+
+
 async def test_without_opting_in_nothing_is_counted_or_served(
     client: httpx.AsyncClient, store: Store, settings: Settings
 ) -> None:
