@@ -76,22 +76,23 @@ class Tokens:
     def neutralized(self, message: Message) -> Message:
         """A message with every string in it neutralized, those in its tool calls too."""
         text = message.content
-        if not message.model_extra and (text is None or not self._control.search(text)):
+        if (text is None or not self._control.search(text)) and not message.more():
             return message
-        return Message.model_validate(_mapped(message.model_dump(exclude_none=True), self.neutralize))
+        return Message(**_mapped(message.sent(), self.neutralize))
 
     def most_of(self, messages: Sequence[Message], tools: str) -> int | None:
         """A number that all their tokens don't exceed, by the bytes, which costs nothing; None where these don't tell."""
         if not self._bytes_bound:
             return None
         # One more each, for tokenizers that put a space before a text.
-        return around(messages) + sum(_bytes(text) + 1 for text in (*texts_of(messages), tools))
+        texts = [*texts_of(messages), tools]
+        return around(messages) + _bytes("".join(texts)) + len(texts)
 
 
 def texts_of(messages: Iterable[Message]) -> list[str]:
     """What a chat template renders of messages; tool calls as JSON."""
     texts = [m.content or "" for m in messages]
-    return texts + [as_json(m.model_extra) for m in messages if m.model_extra]
+    return texts + [as_json(more) for m in messages if (more := m.more())]
 
 
 def as_json(value: object) -> str:

@@ -1,10 +1,13 @@
 """Users: interactions, the log of feedback, the cached fold of it."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
-from service.domain.feedback import FeedbackEvent, Interaction
+from service.domain.feedback import FeedbackEvent, Interaction, Message
 from service.domain.slow_weights import Scope
 from service.errors import Conflict, NotFound
 from service.store.connection import Connection
@@ -113,7 +116,7 @@ class UserStore:
     async def record(self, interaction: Interaction, *, retention_seconds: int) -> None:
         """Keep an interaction for as long as it may be given feedback."""
         key = user_keys(tenant=interaction.tenant, user=interaction.user).interaction(interaction.id)
-        await self._redis.brief(("SET", key, interaction.model_dump_json(), "EX", retention_seconds))
+        await self._redis.brief(("SET", key, _as_json(interaction), "EX", retention_seconds))
 
     async def feedback_inputs(
         self, interaction_id: str, *, tenant: str, user: str, other_id: str | None, idempotency_key: str | None
@@ -260,3 +263,12 @@ def _in_use(
     scopes += ([Scope(kind="cohort", name=cohort)] if cohort else []) + [Scope(kind="global")]
     found = [own, *(shared.get(str(scope).encode()) for scope in scopes[1:])]
     return tuple((scope, name.decode()) for scope, name in zip(scopes, found, strict=True) if name)
+
+
+def _as_json(interaction: Interaction) -> bytes:
+    """As pydantic writes it, in half of the time: every chat is recorded."""
+    return orjson.dumps(vars(interaction), default=_fields, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+def _fields(value: object) -> dict[str, Any]:
+    return value.sent() if isinstance(value, Message) else vars(value)

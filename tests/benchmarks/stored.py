@@ -153,7 +153,7 @@ def interaction(n: int, now: float, state: FastWeights) -> Interaction:
         tenant=TENANT,
         user=TEMPLATE_USER,
         created=now,
-        messages=tuple(Message.model_validate(m) for m in conversation(question)),
+        messages=tuple(Message(**m) for m in conversation(question)),
         reply=TEXT,
         finish_reason="stop",
         version=VersionTuple(model=MODEL, context_revision=state.revision),

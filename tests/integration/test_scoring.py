@@ -47,7 +47,7 @@ def salt() -> str:
 
 def body(model: str = BASE, messages: tuple[Message, ...] = SHORT, replies: tuple[str, ...] = REPLIES, **item) -> dict:
     """A request's body, for what the client would not send."""
-    items = [{"messages": [m.model_dump() for m in messages], "replies": list(replies), **item}]
+    items = [{"messages": [m.sent() for m in messages], "replies": list(replies), **item}]
     return {"model": model, "cache_salt": salt(), "items": items}
 
 
@@ -99,7 +99,7 @@ async def test_the_end_of_turn_counts_as_a_token(engine):
 async def test_scores_are_the_same_whatever_the_cache_holds(vllm_server, engine):
     alone = [(await sums(engine, Candidates(messages=LONG, replies=[reply])))[0][0] for reply in REPLIES]
     users = salt()
-    messages = [m.model_dump() for m in LONG]
+    messages = [m.sent() for m in LONG]
     said = await asyncio.to_thread(
         vllm_server.chat, BASE, max_tokens=40, messages=messages, cache_salt=users, ignore_eos=True
     )

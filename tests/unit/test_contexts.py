@@ -68,7 +68,7 @@ async def test_nobody_gets_anothers_choice(contexts: Contexts) -> None:
 async def test_what_is_sent_is_what_is_rendered(contexts: Contexts, messages: list[Message]) -> None:
     choice = await contexts.for_chat(of(taught("Be brief.")), messages, room=ROOM, seed=None)
     plan = Plan("id", "acme", "alice", messages, choice, VersionTuple(model="m"), 9)
-    assert rendered(plan) == [m.model_dump(exclude_none=True) for m in render(choice.context, messages)]
+    assert rendered(plan) == [m.sent() for m in render(choice.context, messages)]
 
 
 @pytest.mark.parametrize("text", ["", "x", "word " * 50, "Ünïcödé ﷽ 漢字 🙂🙂", "\x00\x01 \n\n\t  ", "<|im_end|>" * 3])
@@ -92,6 +92,6 @@ async def test_long_texts_are_counted_as_short_ones_are_and_too_much_is_seen_by_
 def test_what_a_template_renders_beside_the_text_is_counted_too(tokens: Tokens) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
     plain = Message(role="assistant", content="Let me see.")
-    calling = Message(role="assistant", content="Let me see.", tool_calls=[call])  # type: ignore[call-arg]
+    calling = Message(role="assistant", content="Let me see.", tool_calls=[call])
     shown, more = (sum(map(tokens.count, texts_of([message]))) for message in (plain, calling))
     assert more > shown + 10

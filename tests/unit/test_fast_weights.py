@@ -1,5 +1,6 @@
 """The fold of feedback into fast weights, by properties and by example."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -44,7 +45,7 @@ def log_of(*steps: tuple[int, Signals], items: tuple[str, ...] = (), member: str
         previous, rated_at = standing.get(n, (Signals(), 0))
         now = revision if signals.stated_rating() != previous.stated_rating() else rated_at
         spoken_of = interaction(n, signals=signals, items=items)
-        version = spoken_of.version.model_copy(update={"member": member})
+        version = replace(spoken_of.version, member=member)
         events.append(
             FeedbackEvent(
                 revision=revision,

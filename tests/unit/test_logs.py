@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 from pydantic import ValidationError
 
-from service.domain.feedback import Message
+from service.domain.feedback import Signals
 from service.errors import StoreUnavailable, UpstreamRejected
 from service.logs import Quiet, configure, formatter, request_id
 from service.settings import Settings
@@ -67,7 +67,7 @@ def of_request() -> Iterator[str]:
 def bad_message() -> ValidationError:
     """Pydantic's error, which quotes its input."""
     try:
-        Message.model_validate({"role": "user", "content": {"text": SAID}})
+        Signals.model_validate({"comment": {"text": SAID}})
     except ValidationError as error:
         return error
     raise AssertionError("the content is not valid")

@@ -64,7 +64,7 @@ class Base:
         Raises:
             TemplateRefused: the template does not take the conversation.
         """
-        turns = [{**m.model_dump(), "content": self.tokens.neutralize(m.content or "")} for m in messages]
+        turns = [{**m.sent(), "content": self.tokens.neutralize(m.content or "")} for m in messages]
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2 templates raise whatever their author chose

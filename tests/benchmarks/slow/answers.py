@@ -96,7 +96,7 @@ def _prompt(
         return base.encode_chat([question])
     if arm == "oracle":
         told = oracle(pupil.person, train, base.tokens.count, seed=seed)
-        return base.encode_chat([*map(Message.model_validate, told), question])
+        return base.encode_chat([*(Message(**turn) for turn in told), question])
     absorbed = gone if arm == "both" else frozenset()
     context = context_of(base, pupil.state, budget_tokens=settings.most_context_tokens, absorbed=absorbed)
     return base.encode_chat(render(context, [question]))
