@@ -45,9 +45,11 @@ class Choice:
     instructions: str
     turns: tuple[dict[str, Any], ...]
     """Messages as vLLM takes them."""
+    items: tuple[str, ...]
+    """Ids of the context's items."""
 
 
-NO_CONTEXT = Choice(Context(), "", ())
+NO_CONTEXT = Choice(Context(), "", (), ())
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Contexts:
 def chosen(context: Context) -> Choice:
     """A context as messages."""
     shown = tuple(message.sent() for message in turns(context))
-    return Choice(context, instructions(context), shown)
+    return Choice(context, instructions(context), shown, context.items)
 
 
 def request_seed(wanted: Wanted, messages: Sequence[Message], seed: int | None) -> bytes:

@@ -139,5 +139,5 @@ class Metrics:
         """Count the prompt's tokens by vLLM's word, where it gave one."""
         if usage:
             self.prompt_tokens.inc(usage.get("prompt_tokens") or 0)
-            if details := usage.get("prompt_tokens_details"):
-                self.cached_tokens.inc(details.get("cached_tokens") or 0)
+            if (details := usage.get("prompt_tokens_details")) and (cached := details.get("cached_tokens")):
+                self.cached_tokens.inc(cached)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service.errors import StoreUnavailable
@@ -36,23 +36,25 @@ class NormChecks:
         # One thread: checks hold the interpreter's lock, so that more would only take it from the event loop more often.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="norms")
 
-    def begin(self, reply: str, *, reply_id: str, prompt: str, tenant: str, user: str, cohort: str | None) -> None:
+    def begin(
+        self, reply: str, *, reply_id: str, prompt: Callable[[], str], tenant: str, user: str, cohort: str | None
+    ) -> None:
         """Begin to check a reply, if there are norms for it and its turn comes.
 
         Args:
             reply_id: decides whether the reply is of the share that is checked.
-            prompt: the text that it answers.
+            prompt: says the text that it answers.
         """
-        if zlib.crc32(reply_id.encode()) >= self._settings.norm_checks_share * 2**32:
-            return
         scopes = _scopes(user, cohort)
         fresh = self._fresh(tenant)
         if fresh is not None and not _any(fresh, scopes):
             return
+        if zlib.crc32(reply_id.encode()) >= self._settings.norm_checks_share * 2**32:
+            return
         if len(self._tasks) >= MAX_PENDING:
             self._metrics.norms_unchecked.labels("busy").inc()
             return
-        task = asyncio.create_task(self._check(reply, scopes, prompt=prompt, tenant=tenant))
+        task = asyncio.create_task(self._check(reply, scopes, prompt=prompt(), tenant=tenant))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -106,4 +108,4 @@ def _scopes(user: str, cohort: str | None) -> tuple[str, ...]:
 
 
 def _any(stored: Mapping[str, bytes], scopes: Sequence[str]) -> bool:
-    return any(scope in stored for scope in scopes)
+    return bool(stored) and any(scope in stored for scope in scopes)

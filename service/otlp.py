@@ -64,7 +64,7 @@ class OtlpSpan(Span):
         self._span = tracer.start_span(name, context=parent, kind=KINDS[kind], attributes=_dotted(attributes))
         self._below = set_span_in_context(self._span, parent)
         self._begins = begins
-        self._token: Token[Span] | None = None
+        self._token: Token[Span | None] | None = None
         self.trace_id = f"{self._span.get_span_context().trace_id:032x}"
 
     def part(self, name: str, *, kind: Kind = "internal", **attributes: Value) -> Span:

@@ -49,6 +49,9 @@ class Personalization:
     dry_run: bool = False
 
 
+EVERYTHING = Personalization()
+
+
 @dataclass
 class Plan:
     """One chat as it will be served."""
@@ -122,7 +125,7 @@ class Serving:
         max_tokens: int | None,
         seed: int | None = None,
         tools: str = "",
-        wish: Personalization = Personalization(),
+        wish: Personalization = EVERYTHING,
         without_adapter: bool = False,
         without_context: bool = False,
     ) -> Plan:
@@ -225,18 +228,18 @@ class Serving:
             reply=reply,
             finish_reason=finish_reason,
             version=plan.version,
-            items=plan.context.items,
+            items=plan.choice.items,
         )
         if reason := await self.recording.keep(interaction):
             self._degrade(plan.degraded, reason)
 
-    async def sent(self, plan: Plan, reply: str) -> None:
+    def sent(self, plan: Plan, reply: str) -> None:
         """What waits until the client has the reply: to hold it against the norms of the user's scopes."""
         if plan.user is not None:
             self.norm_checks.begin(
                 reply,
                 reply_id=plan.id,
-                prompt=last_user_text(plan.messages),
+                prompt=lambda: last_user_text(plan.messages),
                 tenant=plan.tenant,
                 user=plan.user,
                 cohort=plan.cohort,

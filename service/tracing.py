@@ -53,18 +53,19 @@ class Span:
 
 
 NOTHING = Span()
-active: ContextVar[Span] = ContextVar("fastslow_span", default=NOTHING)
+active: ContextVar[Span | None] = ContextVar("fastslow_span", default=None)
 """What began the trace that this context belongs to."""
 
 
 def span(name: str, *, kind: Kind = "internal", **attributes: Value) -> Span:
     """A part of the request or task that this context serves."""
-    return active.get().part(name, kind=kind, **attributes)
+    whole = active.get()
+    return NOTHING if whole is None else whole.part(name, kind=kind, **attributes)
 
 
 def trace_id() -> str | None:
     """The trace that this context belongs to, for the logs."""
-    return active.get().trace_id
+    return (active.get() or NOTHING).trace_id
 
 
 class Tracing(Protocol):

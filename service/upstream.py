@@ -64,7 +64,9 @@ class Reply(asyncio.Protocol):
         self._headed = self._delimited = self.complete = False
         self._active = self._loop.time()
         self._until = self._active + self._limits.total
-        self._wind()
+        # The last request's may still be there: it rings too early, if at all.
+        if self._timer is None:
+            self._wind()
         self._transport.write(request)
 
     async def head(self) -> None:
@@ -95,8 +97,6 @@ class Reply(asyncio.Protocol):
     def release(self) -> bool:
         """It is not read any more: whether the connection can be used again. A reply that is not complete is broken off."""
         self.under_way.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
         self.unused_since = self._loop.time()
         # One with much unread has paused reading, and the next reply on it would never come.
         if not self.complete or not self.usable or self._unread > MOST_UNREAD_BYTES:
@@ -119,6 +119,8 @@ class Reply(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
         if self.status and self._headed and not self._delimited and exc is None:
             self.complete = True
         self._lost = self._lost or ConnectionError(f"the connection broke: {exc or 'closed by the server'}")
@@ -175,7 +177,10 @@ class Reply(asyncio.Protocol):
         self._timer = self._loop.call_at(min(self._active + self._limits.read, self._until), self._ring)
 
     def _ring(self) -> None:
+        self._timer = None
         now = self._loop.time()
+        if self.complete:
+            return
         if now >= self._until:
             self._fail(TimeoutError(f"the reply is not complete after {self._limits.total:g} s"))
         elif now < self._active + self._limits.read:
@@ -198,7 +203,7 @@ class Upstream:
 
     def __init__(self, limits: Limits, *, headers: Mapping[str, str], connections: int) -> None:
         self._limits = limits
-        self._headers = dict(headers)
+        self._headers = _lines(headers)
         self._free = asyncio.Semaphore(connections)
         self._unused: defaultdict[Place, list[Reply]] = defaultdict(list)
         self._tls: ssl.SSLContext | None = None
@@ -221,7 +226,7 @@ class Upstream:
             OSError: no connection, no reply, or none in time.
         """
         place, host, path = _address(url)
-        request = _request(method, path, host, self._headers | dict(headers), data)
+        request = _request(method, path, f"Host: {host}\r\n{self._headers}{_lines(headers)}", data)
         await self._room()
         reply: Reply | None = None
         try:
@@ -286,13 +291,17 @@ def _address(url: str) -> tuple[Place, str, str]:
     return place, parts.netloc.rpartition("@")[2], parts.path or "/"
 
 
-def _request(method: str, path: str, host: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A request as bytes.
+def _lines(headers: Mapping[str, str]) -> str:
+    """Headers as a request has them.
 
     Raises:
-        ValueError: a header's value has a line break.
+        ValueError: a value has a line break.
     """
     if BREAK.search("".join(headers.values())):
         raise ValueError("a header's value has a line break")
-    told = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{told}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+
+
+def _request(method: str, path: str, lines: str, body: bytes) -> bytes:
+    """A request as bytes."""
+    return f"{method} {path} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body

@@ -67,7 +67,7 @@ class Admission:
         except Overloaded:
             self._metrics.refused.labels("gate").inc()
             raise
-        request.state.ended.append(self.gate.leave)
+        request.state["ended"].append(self.gate.leave)
         limits = self._tenants.get(tenant, self._default)
         if limits is not NO_LIMITS:
             takes = self._takes(limits, "chats", 1, tenant=tenant, user=user)

@@ -14,7 +14,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +22,7 @@ from service.api import admin, budgets, chat, cold_start, feedback, health, norm
 from service.api.admission import Admission
 from service.api.auth import Authenticator
 from service.api.direct import Direct, error_response
+from service.api.headers import header
 from service.api.patience import OutOfPatience, Patience
 from service.api.protocol import HEAD_LIMIT, HeadLimit
 from service.api.traces import TraceFrame
@@ -140,6 +140,7 @@ class RequestFrame:
         self._max_body_bytes = settings.max_body_bytes
         self._send_seconds = settings.client_send_seconds
         self._take_seconds = settings.client_take_seconds
+        self._patience = Patience()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -152,8 +153,7 @@ class RequestFrame:
         # Its own: not every server copies what the lifespan left there.
         own = {"request_id": request_id, "started": time.perf_counter(), "headers": headers, "ended": ended}
         scope["state"] = scope.get("state", {}) | own
-        # One for both: nothing is sent while it is waited for the body.
-        loop, patience = asyncio.get_running_loop(), Patience()
+        loop, patience = asyncio.get_running_loop(), self._patience
         body_until = loop.time() + self._send_seconds
         received, complete = 0, False
 
@@ -180,7 +180,7 @@ class RequestFrame:
             await patience.wait(send(message), until=loop.time() + self._take_seconds)
 
         try:
-            declared = Headers(scope=scope).get("content-length", "0")
+            declared = header(scope, b"content-length") or "0"
             if declared.isdigit() and int(declared) > self._max_body_bytes:
                 error = self._too_large()
                 await error_response(error)(scope, receive, framed_send)
@@ -196,7 +196,6 @@ class RequestFrame:
                 self._count(scope, FastslowError.status)
             raise
         finally:
-            patience.close()
             for end in ended:
                 end()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jwt
 from fastapi import Request
 
+from service.api.headers import header
 from service.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from service.keys import ApiKey, Keys, Role
 from service.settings import Settings
@@ -40,7 +41,7 @@ class Authenticator:
         Raises:
             AuthenticationFailed: no key or token, or one that is not valid.
         """
-        scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+        scheme, _, credential = (header(request.scope, b"authorization") or "").partition(" ")
         credential = credential.strip()
         if scheme.lower() != "bearer" or not credential:
             raise AuthenticationFailed(
@@ -80,7 +81,7 @@ def _key_caller(key: ApiKey) -> Caller:
 
 async def authenticated(request: Request) -> Caller:
     """FastAPI dependency: any valid caller."""
-    authenticator: Authenticator = request.app.state.authenticator
+    authenticator: Authenticator = request.app.state["authenticator"]
     with span("authenticate"):
         return authenticator.caller(request)
 
@@ -101,18 +102,18 @@ def user_of(request: Request, caller: Caller, named: str | None) -> str | None:
     """The user a request is for: the token's, else the header's, else the body's (`named`); None if none says."""
     if caller.user is not None:
         return caller.user
-    header = request.headers.get("x-user-id")
-    if header is not None:
-        return checked_user(_decoded(header), "X-User-ID")
+    told = header(request.scope, b"x-user-id")
+    if told is not None:
+        return checked_user(_decoded(told), "X-User-ID")
     return checked_user(named, "user") if named is not None else None
 
 
-def _decoded(header: str) -> str:
+def _decoded(told: str) -> str:
     """A header's text as UTF-8, which clients send, where it is that; Starlette takes each byte for a character."""
     try:
-        return header.encode("latin-1").decode()
+        return told.encode("latin-1").decode()
     except UnicodeDecodeError:
-        return header
+        return told
 
 
 def path_user(request: Request, caller: Caller, user: str) -> str:

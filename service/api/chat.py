@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from service.api.admission import Admission
@@ -32,6 +31,7 @@ from service.tracing import span
 
 router = APIRouter()
 
+RawHeaders = list[tuple[bytes, bytes]]
 # Of a choice.
 VLLMS_OWN = ("token_ids", "routed_experts", "stop_reason")
 
@@ -49,7 +49,9 @@ class Clock:
 
 @router.post("/v1/chat/completions", summary="Chat, personalized for the user")
 async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, Depends(authenticated)]) -> Response:
-    serving: Serving = request.app.state.serving
+    # Items of the states: as attributes they take three times as long.
+    state, services = request.state, request.app.state
+    serving: Serving = services["serving"]
     if body.model != serving.settings.model_name:
         raise ModelNotFound(
             f"The model '{body.model[:100]}' does not exist: this service serves '{serving.settings.model_name}'.",
@@ -59,31 +61,32 @@ async def chat(request: Request, body: ChatRequest, caller: Annotated[Caller, De
         raise InvalidRequest(
             f"{len(body.messages)} messages are over the limit of {serving.settings.max_messages}.", param="messages"
         )
-    clock = Clock(request.state.started)
+    clock = Clock(state["started"])
     user = user_of(request, caller, body.named_user())
     tools = as_json(body.tools) if body.tools else ""
-    admission: Admission = request.app.state.admission
+    admission: Admission = services["admission"]
     with span("admit"):
         await admission.chat(
             request, tenant=caller.tenant, user=user, tokens=lambda: _most_tokens(body, tools, serving)
         )
     serve = _serve_stream if body.stream else _serve_whole
+    wish = body.wish()
     rejected: tuple[str, UpstreamRejected] | None = None
     too_long = False
     while True:
         plan = await serving.plan(
             body.conversation(),
-            interaction_id=f"chatcmpl-{request.state.request_id}",
+            interaction_id=f"chatcmpl-{state['request_id']}",
             tenant=caller.tenant,
             user=user,
             max_tokens=body.max_completion_tokens or body.max_tokens,
             seed=body.seed,
             tools=tools,
-            wish=body.wish(),
+            wish=wish,
             without_adapter=rejected is not None,
             without_context=too_long,
         )
-        if body.wish().dry_run:
+        if wish.dry_run:
             return _dry_run(plan, body, clock, serving)
         try:
             response = await serve(request, body, serving, plan, clock)
@@ -113,23 +116,24 @@ async def _most_tokens(body: ChatRequest, tools: str, serving: Serving) -> int:
 
 
 def _sampling(body: ChatRequest) -> dict[str, Any]:
-    given = ((name, getattr(body, name)) for name in PASSED_ON & body.model_fields_set)
-    return {name: value for name, value in given if value is not None}
+    return {name: value for name, value in vars(body).items() if name in PASSED_ON and value is not None}
 
 
-def _headers(plan: Plan, clock: Clock, serving: Serving) -> dict[str, str]:
+def _headers(plan: Plan, clock: Clock, serving: Serving) -> RawHeaders:
     own_seconds = clock.own_seconds()
     serving.metrics.overhead.observe(own_seconds)
     serving.metrics.context_tokens.observe(plan.context.tokens)
     serving.metrics.served_by[plan.channel].inc()
-    headers = {
-        "x-fastslow-adapter": plan.version.adapter,
-        "x-fastslow-context-revision": str(plan.version.context_revision),
-        "x-fastslow-context-member": plan.version.member,
-        "x-fastslow-context-tokens": str(plan.context.tokens),
-        "x-fastslow-overhead-ms": f"{own_seconds * 1000:.2f}",
-    }
-    return headers | ({"x-fastslow-degraded": ",".join(plan.degraded)} if plan.degraded else {})
+    headers = [
+        (b"x-fastslow-adapter", plan.version.adapter.encode()),
+        (b"x-fastslow-context-revision", b"%d" % plan.version.context_revision),
+        (b"x-fastslow-context-member", plan.version.member.encode()),
+        (b"x-fastslow-context-tokens", b"%d" % plan.context.tokens),
+        (b"x-fastslow-overhead-ms", b"%.2f" % (own_seconds * 1000)),
+    ]
+    if plan.degraded:
+        headers.append((b"x-fastslow-degraded", ",".join(plan.degraded).encode()))
+    return headers
 
 
 def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> Response:
@@ -144,8 +148,7 @@ def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> R
         messages=rendered(plan),
         degraded=plan.degraded,
     )
-    content = orjson.dumps(reply.model_dump())
-    return Response(content, media_type="application/json", headers=_headers(plan, clock, serving))
+    return WholeReply(reply.model_dump(), _headers(plan, clock, serving))
 
 
 async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
@@ -161,8 +164,7 @@ async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, pl
     reply = _tidy(reply) | {"id": plan.id, "model": body.model}
     headers = _headers(plan, clock, serving)
     serving.metrics.whole_chat.observe(time.perf_counter() - clock.started)
-    afterwards = BackgroundTask(serving.sent, plan, text)
-    return Response(orjson.dumps(reply), media_type="application/json", headers=headers, background=afterwards)
+    return WholeReply(reply, headers, then=lambda: serving.sent(plan, text))
 
 
 async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
@@ -181,6 +183,27 @@ async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, p
     return EventStream(relayed, stack, _headers(plan, clock, serving))
 
 
+class WholeReply(Response):
+    """JSON, sent in one go.
+
+    Args:
+        then: is called when it has left.
+    """
+
+    def __init__(self, content: dict[str, Any], headers: RawHeaders, then: Callable[[], None] = lambda: None) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = orjson.dumps(content)
+        length = b"%d" % len(self.body)
+        self.raw_headers = [(b"content-length", length), (b"content-type", b"application/json"), *headers]
+        self._then = then
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+        self._then()
+
+
 class EventStream(Response):
     """Server-sent events that end at once when the client goes away, which aborts the generation.
 
@@ -188,12 +211,10 @@ class EventStream(Response):
         upstream: holds vLLM's reply. Closed even where the client left before the first event was asked for.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes, None], upstream: AsyncExitStack, headers: dict[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], upstream: AsyncExitStack, headers: RawHeaders) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers(headers)
+        self.raw_headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *headers]
         self._events = events
         self._upstream = upstream
 
@@ -230,7 +251,7 @@ async def _relay(
                 for reason in plan.degraded[before:]:
                     # The headers have left; a comment is what server-sent events have for this.
                     yield f": x-fastslow-degraded: {reason}\n\n".encode()
-                await serving.sent(plan, told.text)
+                serving.sent(plan, told.text)
                 yield b"data: [DONE]\n\n"
                 serving.metrics.streamed_chat.observe(time.perf_counter() - started)
                 return

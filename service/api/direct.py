@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import Caller, authenticated
+from service.api.headers import header
 from service.api.presence import ClientGone
 from service.api.schemas import ChatRequest
 from service.errors import FastslowError
@@ -76,7 +77,7 @@ async def _read(receive: Receive) -> bytes:
 
 def _checked(request: Request, raw: bytes) -> ChatRequest | None:
     """The body, None where something is wrong with it."""
-    if request.headers.get("content-type", "").partition(";")[0] not in JSON_TYPES:
+    if (header(request.scope, b"content-type") or "").partition(";")[0] not in JSON_TYPES:
         return None
     try:
         return ChatRequest.model_validate_json(raw)

@@ -12,18 +12,16 @@ class OutOfPatience(Exception):
 
 
 class Patience:
-    """Ends waits that take too long, with one timer for all the waits of a request: a stream has thousands, and few of them wait at all.
+    """Ends waits that take too long, with one timer for all: each chat has some, a stream thousands, and few of them wait at all.
 
-    One wait at a time. Like `asyncio.timeout` it cancels the waiting task and turns that into an error.
+    One wait at a time for each task. Like `asyncio.timeout` it cancels the waiting task and turns that into an error.
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
-        self._until: float | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._out = False
+        self._until: dict[asyncio.Task[object], float] = {}
+        self._out: set[asyncio.Task[object]] = set()
 
     async def wait(self, awaited: Awaitable[T], *, until: float) -> T:
         """The result of `awaited`.
@@ -34,17 +32,20 @@ class Patience:
         Raises:
             OutOfPatience: it was not there by then.
         """
-        self._task, self._until = asyncio.current_task(), until
+        task = asyncio.current_task()
+        assert task is not None
+        self._until[task] = until
         if self._timer is None or self._rings_at > until:
             self._wind(until)
         try:
             return await awaited
         except asyncio.CancelledError:
-            if not self._out or self._task is None or self._task.uncancel() > 0:
+            if task not in self._out or task.uncancel() > 0:
                 raise
             raise OutOfPatience from None
         finally:
-            self._until = None
+            del self._until[task]
+            self._out.discard(task)
 
     def close(self) -> None:
         """There are no more waits."""
@@ -54,14 +55,16 @@ class Patience:
     def _wind(self, at: float) -> None:
         self.close()
         self._rings_at = at
-        self._timer = self._loop.call_at(at, self._ring)
+        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
 
     def _ring(self) -> None:
+        """Winds itself again for whoever is left: who has not waited long keeps the next ones from winding theirs."""
         self._timer = None
-        if self._until is None or self._task is None:
-            return
-        if self._until > self._loop.time():
-            self._wind(self._until)
-        else:
-            self._out = True
-            self._task.cancel()
+        now = asyncio.get_running_loop().time()
+        for task, until in self._until.items():
+            if until <= now and task not in self._out:
+                self._out.add(task)
+                task.cancel()
+        left = [until for until in self._until.values() if until > now]
+        if left:
+            self._wind(min(left))

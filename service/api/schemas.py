@@ -20,7 +20,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from service.domain.feedback import RATING_DIGITS, Message
-from service.serving import Personalization
+from service.serving import EVERYTHING, Personalization
 
 # A name in a log line, a metric or an audit entry; longer ones are a mistake.
 MAX_ID_CHARS = 256
@@ -134,8 +134,10 @@ class ChatRequest(BaseModel):
 
     def wish(self) -> Personalization:
         """What of the user this chat is to be served with."""
-        if isinstance(self.personalization, bool):
-            return Personalization(context=self.personalization, adapter=self.personalization)
+        if self.personalization is True:
+            return EVERYTHING
+        if self.personalization is False:
+            return Personalization(context=False, adapter=False)
         return Personalization(**self.personalization.model_dump())
 
     def conversation(self) -> list[Message]:

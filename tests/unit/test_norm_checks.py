@@ -35,7 +35,7 @@ class WaitingNorms(NormStore):
 
 
 def begin(checks: NormChecks, n: int, reply: str = "<<A>> title") -> None:
-    checks.begin(reply, reply_id=f"chatcmpl-{n}", prompt="Hi", tenant="acme", user="alice", cohort=None)
+    checks.begin(reply, reply_id=f"chatcmpl-{n}", prompt=lambda: "Hi", tenant="acme", user="alice", cohort=None)
 
 
 async def ended() -> None:
