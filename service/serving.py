@@ -8,6 +8,7 @@ import hmac
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from service.contexts import NO_CONTEXT, Choice, Contexts, Wanted
@@ -27,6 +28,7 @@ from service.priors import Priors
 from service.recording import Recording
 from service.settings import Settings
 from service.store import Store
+from service.store.keys import CACHED_NAMES
 from service.store.users import ChatState
 from service.tokens import Tokens
 from service.tracing import span
@@ -110,6 +112,7 @@ class Serving:
         self.settings = settings
         self.metrics = metrics
         self._salt_key = keys.cache_salt_secret.encode()
+        self._cache_salt = lru_cache(CACHED_NAMES)(self._salt)
         self._failed: dict[str, float] = {}
         self.recording = Recording(store, settings)
         self.norm_checks = NormChecks(store.norms, settings, metrics)
@@ -201,6 +204,9 @@ class Serving:
 
     def cache_salt(self, tenant: str, user: str | None) -> str:
         """Keeps users apart in vLLM's prefix cache: an HMAC, so that nobody can compute another's."""
+        return self._cache_salt(tenant, user)
+
+    def _salt(self, tenant: str, user: str | None) -> str:
         return hmac.digest(self._salt_key, f"{tenant}\0{user or ''}".encode(), "sha256").hex()
 
     def adapter_failed(self, adapter: str, error: Exception) -> None:

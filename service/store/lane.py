@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import hiredis
@@ -18,7 +19,14 @@ from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import InvalidResponse, ReadOnlyError
 
-Command = Sequence[str | bytes | int | float]
+from service.store.keys import CACHED_NAMES
+
+Command = tuple[str | bytes | int | float, ...]
+
+# Commands that name what a chat reads of its user: the same bytes each time, so they are packed once.
+NAMES_ALONE = frozenset({"HGET", "HGETALL", "EXISTS"})
+# Some hundred bytes each, five a user.
+CACHED_COMMANDS = 5 * CACHED_NAMES
 
 # A server that has just died, or been demoted, is asked again in its new place once.
 RECONNECT_SECONDS = 0.02
@@ -126,8 +134,7 @@ class Lane:
         Raises:
             RedisError, OSError: Redis is away, does not answer in time, or refuses.
         """
-        # Its annotation has commands of one word.
-        packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
+        packed = b"".join([_packed(command) if command[0] in NAMES_ALONE else _pack(command) for command in commands])
         wire = self._wire
         if wire is None or wire.stale:
             return _raised(await self._ask_anew(packed, len(commands)))
@@ -173,6 +180,15 @@ class Lane:
         self._opening = None
         if not opening.cancelled() and opening.exception() is None:
             self._wire = opening.result()
+
+
+def _pack(command: Command) -> bytes:
+    # Its annotation has commands of one word.
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
+
+
+_packed = lru_cache(CACHED_COMMANDS)(_pack)
 
 
 def _raised(answers: list[Any]) -> list[Any]:
