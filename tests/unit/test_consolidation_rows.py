@@ -74,8 +74,15 @@ def test_a_common_beginning_is_run_once_and_only_under_the_same_slot():
 
 
 def test_rows_that_have_little_in_common_stay_apart():
-    rows = [Row((7, *range(10 * n, 10 * n + 9)), ((1, 2),)) for n in range(1, 4)]
-    assert [tree.rows for tree in grow(rows, [0] * 3, max_tokens=100)] == [[0], [1], [2]]
+    rows = [Row((7, *range(100 * n, 100 * n + 49)), ((1, 2),)) for n in range(1, 4)]
+    assert [tree.rows for tree in grow(rows, [0] * 3, max_tokens=1000)] == [[0], [1], [2]]
+
+
+def test_the_longer_a_tree_is_the_more_a_row_must_share_with_it():
+    rows = [Row((*range(40), 100 + n), (tuple(range(60)),)) for n in range(20)]
+    assert [len(tree.rows) for tree in grow(rows, [0] * 20, max_tokens=5000)] == [11, 9]
+    longer = [Row((*range(80), 100 + n), (tuple(range(20)),)) for n in range(20)]
+    assert [len(tree.rows) for tree in grow(longer, [0] * 20, max_tokens=5000)] == [20]
 
 
 def test_token_by_token_and_as_states_they_are_the_same(tiny_base):

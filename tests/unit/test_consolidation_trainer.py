@@ -243,6 +243,44 @@ def test_out_of_memory_halves_the_passes_and_the_gradient_is_the_same(tiny_base,
     assert whole.abs().max() > 1e-4
 
 
+class Counting(SmallMemory):
+    """A base that counts the tokens which it runs with a gradient, padding too."""
+
+    def __init__(self, base, memory_tokens=math.inf):
+        super().__init__(base, memory_tokens)
+        self.tokens = 0
+
+    def states(self, packed):
+        self.tokens += packed.tokens_B_T.numel() if torch.is_grad_enabled() else 0
+        return super().states(packed)
+
+
+def test_what_rows_have_in_common_is_run_once_and_their_gradient_is_that_of_each_alone(tiny_base, settings, learner_of):
+    def shown(number, begins):
+        plain = prepared(number, seed=3)
+        row = Row((*range(begins, begins + 60), *plain.alone.prompt), plain.alone.replies)
+        return dataclasses.replace(plain, alone=row, with_context=row)
+
+    def passes_of(most_tokens, *, differing=0, memory_tokens=math.inf):
+        learner = learner_of(1, examples=[shown(n, 2 + differing * n) for n in range(4)])
+        base = Counting(tiny_base, memory_tokens)
+        gradient, sums, _ = gradient_of(base, learner, settings, most_tokens=most_tokens)
+        assert sums.tokens == sum(len(item.row) for item in learner.items(0))
+        return gradient, sums.loss, base.tokens
+
+    apart, loss, _ = passes_of(1)
+    together, same, tokens = passes_of(160)
+    *_, of_others = passes_of(160, differing=1)
+    # Two rows a step, so their context once less.
+    assert tokens <= of_others - 60
+    assert same == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(apart, together, atol=1e-6)
+    assert apart.abs().max() > 1e-4
+    # The two together have 96 tokens, each alone 78.
+    split, *_ = passes_of(160, memory_tokens=90)
+    assert torch.allclose(apart, split, atol=1e-6)
+
+
 def test_a_row_that_fits_no_memory_fails_its_scope_alone(tiny_base, settings, learner_of):
     first = learner_of(1)
     anchored = [anchor.row for anchors in first.anchors.sets.values() for anchor in anchors]

@@ -19,6 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 # Logits of this many tokens at once: 50 MB in float32 for a vocabulary of 50,000, a few times that with their gradient.
 CHUNK_TOKENS = 256
+# A row joins a tree where that saves more than it costs. What they share is not run again; but attention is computed between all tokens
+# of a sequence, whether they see each other or not, so each token that is added costs more the longer the tree is. In a tree of so many
+# tokens that is as much as all else that a token costs (the default model on a CPU: 0.08 us a token and token, 147 us a token and layer).
+SAVING_TOKENS = 1000
 
 
 @dataclass(frozen=True)
@@ -205,3 +209,29 @@ def batches(items: Sequence[RowT], lengths: Sequence[int], *, max_tokens: int) -
         batch.append(index)
     if batch:
         yield batch
+
+
+@dataclass
+class Tree:
+    """Indices of rows that are one sequence, and how long that is."""
+
+    rows: list[int]
+    tokens: int
+
+
+def grow(rows: Sequence[Row], slots: Sequence[int], *, max_tokens: int) -> Iterator[Tree]:
+    """All rows in trees of at most `max_tokens` (or of one row), each of one slot."""
+    tree: Tree | None = None
+    for i in sorted(range(len(rows)), key=lambda i: (slots[i], rows[i].prompt)):
+        if tree is not None:
+            before = tree.rows[-1]
+            shared = in_common(rows[before].prompt, rows[i].prompt) if slots[before] == slots[i] else 0
+            more = len(rows[i]) - shared
+            if shared * SAVING_TOKENS >= more * tree.tokens and tree.tokens + more <= max_tokens:
+                tree.rows.append(i)
+                tree.tokens += more
+                continue
+            yield tree
+        tree = Tree([i], len(rows[i]))
+    if tree is not None:
+        yield tree

@@ -13,13 +13,7 @@ from workers.consolidation.anchors import PASS_TOKENS, Anchor
 from workers.consolidation.base import Base
 from workers.consolidation.divergence import kl_of_states
 from workers.consolidation.lora import LoraStack
-from workers.consolidation.rows import Packed, Row, batches, in_common, pack, pack_trees, token_logprobs
-
-# A sequence of several rows is at most so long (or of one row): its attention grows with the square, and beyond this costs more than what
-# is shared saves.
-TREE_TOKENS = 1024
-# A row joins the one before it if it has so much of it in common.
-SHARED = 0.5
+from workers.consolidation.rows import Packed, Row, batches, grow, pack, pack_trees, token_logprobs
 
 
 def reply_logprobs(
@@ -100,38 +94,12 @@ def _passes(
     base: Base, rows: Sequence[Row], stack: LoraStack | None, slots: Sequence[int] | None, max_tokens: int
 ) -> Iterator[_Pass]:
     """All rows, those that begin alike under the same slot as trees."""
-    trees = list(grow(rows, slots or [0] * len(rows), max_tokens=min(TREE_TOKENS, max_tokens)))
+    trees = list(grow(rows, slots or [0] * len(rows), max_tokens=max_tokens))
     for batch in batches(trees, [tree.tokens for tree in trees], max_tokens=max_tokens):
         some = [trees[i].rows for i in batch]
         packed = pack_trees([[rows[i] for i in tree] for tree in some], device=base.device)
         states_N_D = _states(base, packed, stack, slots and [slots[tree[0]] for tree in some])
         yield _Pass([i for tree in some for i in tree], packed, states_N_D)
-
-
-@dataclass
-class Tree:
-    """Indices of rows that are one sequence, and how long that is."""
-
-    rows: list[int]
-    tokens: int
-
-
-def grow(rows: Sequence[Row], slots: Sequence[int], *, max_tokens: int) -> Iterator[Tree]:
-    """All rows in trees of at most `max_tokens` (or of one row), each of one slot."""
-    tree: Tree | None = None
-    for i in sorted(range(len(rows)), key=lambda i: (slots[i], rows[i].prompt)):
-        if tree is not None:
-            before = tree.rows[-1]
-            shared = in_common(rows[before].prompt, rows[i].prompt) if slots[before] == slots[i] else 0
-            more = len(rows[i]) - shared
-            if shared >= SHARED * len(rows[i]) and tree.tokens + more <= max_tokens:
-                tree.rows.append(i)
-                tree.tokens += more
-                continue
-            yield tree
-        tree = Tree([i], len(rows[i]))
-    if tree is not None:
-        yield tree
 
 
 def _reply_tokens(row: Row) -> int:

@@ -1,8 +1,8 @@
 """Trains the adapters of many scopes side by side in one stack: each its own objective, KL coefficients, learning rate and end.
 
 A step takes one step of every scope that is still in training: their rows are packed together by length, whoever's they are, in passes
-that fit the memory. The sum of their losses is differentiated once; a slot's gradient is of its own scope alone, so it is clipped,
-checked and applied by itself.
+that fit the memory; what rows of one scope begin with in common, such as its context, is run once. The sum of their losses is
+differentiated once; a slot's gradient is of its own scope alone, so it is clipped, checked and applied by itself.
 """
 
 import logging
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -23,7 +24,7 @@ from workers.consolidation.learner import ANCHORS_PER_STEP, Learner, Step
 from workers.consolidation.lora import LoraStack
 from workers.consolidation.objective import hindsight_advantages
 from workers.consolidation.own_samples import context_helps, draw
-from workers.consolidation.rows import Row, batches, pack
+from workers.consolidation.rows import Row, batches, grow, pack_trees
 from workers.consolidation.scoring import reply_logprobs, token_logprobs_of
 from workers.consolidation.terms import Anchored, Credited, Item, Judged, losses
 from workers.consolidation.work import LeaseLost
@@ -42,6 +43,8 @@ CHECKPOINTED_FROM_PARAMETERS = 1_000_000_000
 CHECKPOINT_STEPS = 5
 
 OnStep = Callable[[str, Step], None]
+Trees = list[list[Item]]
+"""A pass: each tree's rows are of one slot and one sequence."""
 
 
 @dataclass
@@ -154,40 +157,46 @@ class Passes:
         sums = [_Sums(0.0, 0.0, dict.fromkeys(KINDS, 0.0), 0) for _ in range(learners)]
         waiting = list(self._batches(items))
         while waiting:
-            batch = waiting.pop()
+            trees = waiting.pop()
             try:
-                found = self._backward(batch)
+                found = self._backward(trees)
             except torch.OutOfMemoryError:
                 # The gradient is the last thing that a pass adds to, so nothing of it was added.
-                waiting += self._smaller(batch, sums)
+                waiting += self._smaller(trees, sums)
                 continue
-            for item, loss in zip(batch, found, strict=True):
+            for item, loss in zip(chain(*trees), found, strict=True):
                 _book(sums[item.learner], item, loss)
         return sums
 
-    def _smaller(self, batch: list[Item], sums: Sequence[_Sums]) -> list[list[Item]]:
+    def _smaller(self, trees: Trees, sums: Sequence[_Sums]) -> list[Trees]:
         """A pass that did not fit the memory as two, from now on so; of one row alone, its scope fails."""
         if self.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(batch) == 1:
-            tokens = len(batch[0].row)
-            sums[batch[0].learner].failure = JobFailed(f"a row of {tokens} tokens does not fit the device's memory")
+        [first, *others] = trees
+        if len(first) == 1 and not others:
+            tokens = len(first[0].row)
+            sums[first[0].learner].failure = JobFailed(f"a row of {tokens} tokens does not fit the device's memory")
             return []
         self.most_tokens = max(self.most_tokens // 2, 1)
         log.warning("out of memory: passes of at most %d tokens from now on", self.most_tokens)
-        middle = len(batch) // 2
-        return [batch[:middle], batch[middle:]]
+        if others:
+            return [trees[: len(trees) // 2], trees[len(trees) // 2 :]]
+        return [[first[: len(first) // 2]], [first[len(first) // 2 :]]]
 
-    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
-        for batch in batches(items, [len(item.row) for item in items], max_tokens=self.most_tokens):
-            yield [items[i] for i in batch]
+    def _batches(self, items: Sequence[Item]) -> Iterator[Trees]:
+        """All items, those of a slot that begin alike as trees."""
+        trees = list(grow([item.row for item in items], [item.slot for item in items], max_tokens=self.most_tokens))
+        for batch in batches(trees, [tree.tokens for tree in trees], max_tokens=self.most_tokens):
+            yield [[items[i] for i in trees[n].rows] for n in batch]
 
-    def _backward(self, batch: Sequence[Item]) -> list[float]:
-        packed = pack([item.row for item in batch], device=self.base.device)
-        slots = {item.slot for item in batch}
-        with self.stack.on(slots.pop() if len(slots) == 1 else [item.slot for item in batch]):
-            loss_I = losses(self.base, packed, self.base.states(packed), batch)
-            weight_I = torch.tensor([item.weight for item in batch], device=loss_I.device)
+    def _backward(self, trees: Trees) -> list[float]:
+        """Adds a pass to the gradient; the losses of its items, in the order of the trees."""
+        items = [item for tree in trees for item in tree]
+        packed = pack_trees([[item.row for item in tree] for tree in trees], device=self.base.device)
+        slots = [tree[0].slot for tree in trees]
+        with self.stack.on(slots[0] if len(set(slots)) == 1 else slots):
+            loss_I = losses(self.base, packed, self.base.states(packed), items)
+            weight_I = torch.tensor([item.weight for item in items], device=loss_I.device)
             (loss_I * weight_I).sum().backward()
         return loss_I.tolist()
 
