@@ -89,6 +89,30 @@ def test_no_gradient_crosses_from_one_users_loss_to_anothers_adapter(tiny_base, 
         assert both[:2].abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("slots", [2, [2, 0]], ids=["one adapter", "one a row"])
+def test_a_pass_adds_to_the_gradient_of_its_own_slots_alone(tiny_base, shape, slots):
+    rows = ROWS[:2]
+
+    def backward():
+        with stack.on(slots):
+            tiny_base.states(pack(rows, device=tiny_base.device)).abs().sum().backward()
+
+    with LoraStack.attached(tiny_base, shape, slots=4) as stack:
+        filled(stack)
+        backward()
+        once = stack.weights_U_N.grad.clone()
+        assert once[2].abs().max() > 1e-2
+        assert torch.equal(once[[1, 3]], torch.zeros_like(once[:2]))
+        accumulated = stack.weights_U_N.grad
+        backward()
+        assert torch.allclose(accumulated, 2 * once, atol=1e-4)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            backward()
+        over_all = {event.name for event in profile.events() if list(once.shape) in event.input_shapes}
+        assert "aten::index_add_" in over_all
+        assert not over_all & {"aten::add_", "aten::zero_", "aten::fill_", "aten::copy_"}
+
+
 @pytest.mark.parametrize("rows", [(), (3,)], ids=["one adapter", "one a row"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_the_gradient_that_is_computed_by_hand_is_the_derivative(rows, biased):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig
@@ -179,7 +179,7 @@ class LoraStack:
         if active is None:
             return layer(x)
         a, b = active.matrices(number)
-        if active.slots_B is None:
+        if active.places_B is None:
             a_R_D, b_O_R = a.view(-1, layer.in_features), b.view(layer.out_features, -1)
             found = LowRank.apply(x.flatten(0, -2), layer.weight, layer.bias, *_as(x, a_R_D, b_O_R), self.shape.scaling)
             return found.view(*x.shape[:-1], -1)
@@ -188,10 +188,31 @@ class LoraStack:
         return LowRank.apply(x, layer.weight, layer.bias, *_as(x, a_B_R_D, b_B_O_R), self.shape.scaling)
 
     def _activated(self, slots: int | Sequence[int]) -> "_Active":
+        weights, chosen = self.weights_U_N, list(range(self.slots))
+        some = [slots] if isinstance(slots, int) else sorted(set(slots))
+        if torch.is_grad_enabled() and some != chosen:
+            weights, chosen = _Chosen.apply(weights, torch.tensor(some, dtype=torch.long, device=weights.device)), some
         if isinstance(slots, int):
-            return _Active(self._blocks, self._sizes, self.weights_U_N[slots], None)
-        slots_B = torch.as_tensor(list(slots), device=self.weights_U_N.device)
-        return _Active(self._blocks, self._sizes, self.weights_U_N, slots_B)
+            return _Active(self._blocks, self._sizes, weights[chosen.index(slots)], None)
+        places_B = torch.tensor([chosen.index(slot) for slot in slots], dtype=torch.long, device=weights.device)
+        return _Active(self._blocks, self._sizes, weights, places_B)
+
+
+class _Chosen(torch.autograd.Function):
+    """Some slots' weights; their gradient is added to those slots' alone. Autograd would go over all adapters several times a pass."""
+
+    @staticmethod
+    def forward(ctx: Any, weights_U_N: Tensor, slots_S: Tensor) -> Tensor:
+        ctx.weights_U_N, ctx.slots_S = weights_U_N, slots_S
+        return weights_U_N.index_select(0, slots_S)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_S_N: Tensor) -> tuple[Tensor | None, None]:
+        weights_U_N, slots_S = ctx.weights_U_N, ctx.slots_S
+        if weights_U_N.grad is None:
+            return torch.zeros_like(weights_U_N).index_add_(0, slots_S, gradient_S_N), None
+        weights_U_N.grad.index_add_(0, slots_S, gradient_S_N)
+        return None, None
 
 
 class _Active:
@@ -200,12 +221,12 @@ class _Active:
     Args:
         blocks: how many layers each has that are computed one after the other.
         sizes: of A and B of each layer in turn.
-        weights: of one slot, or of all.
-        slots_B: None for one slot.
+        weights: of one slot, or of several.
+        places_B: which of these each row's is; None for one slot.
     """
 
-    def __init__(self, blocks: Sequence[int], sizes: Sequence[int], weights: Tensor, slots_B: Tensor | None) -> None:
-        self.slots_B = slots_B
+    def __init__(self, blocks: Sequence[int], sizes: Sequence[int], weights: Tensor, places_B: Tensor | None) -> None:
+        self.places_B = places_B
         starts = [0, *accumulate(blocks)]
         self._sizes = [list(sizes[2 * first : 2 * last]) for first, last in pairwise(starts)]
         # One split for all blocks: its gradient is one concatenation, where a view for each would be a whole tensor of zeros each.
@@ -221,9 +242,9 @@ class _Active:
         if place == 0 or block != self._block:
             self._block = block
             found = self._weights[block]
-            if self.slots_B is not None:
+            if self.places_B is not None:
                 # Not by an index in brackets, whose gradient takes several times as long.
-                found = found.index_select(0, self.slots_B)
+                found = found.index_select(0, self.places_B)
             self._parts = found.split(self._sizes[block], dim=-1)
         return self._parts[2 * place], self._parts[2 * place + 1]
 
