@@ -2,8 +2,8 @@
 
 Three arms train on the same users' corrections, each in a process of its own; they take short turns, and nobody is always first:
 
-    sequential  peft's layers and torch's AdamW, one user after the other, with our objective on the same rows, packed the same way
-    stacked     our trainer: all users in one stack
+    sequential  peft's layers and torch's AdamW, one user after the other, with our objective on the same rows, each a sequence
+    stacked     our trainer: all users in one stack, what rows of one user begin with in common run once
     trl         TRL's DPOTrainer with peft, one user after the other, on the same pairs and steps; it does less: no anchors, no samples
 
 One by one does not depend on how many users there are, so each turn measures a few of them, others in each repeat.

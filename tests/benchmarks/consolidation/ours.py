@@ -1,7 +1,8 @@
 """The two arms with our objective: all users side by side in our stack, and one by one with peft.
 
 Both take the same rows of the same plans, packed by length, score them by the same code and clip alike. What differs is who computes the
-adapters (peft's layers or the stack's), who moves them (torch's AdamW or the stack's), and that one packs the rows of one user alone.
+adapters (peft's layers or the stack's), who moves them (torch's AdamW or the stack's), that one packs the rows of one user alone, each
+a sequence, and the other everybody's, and what rows of one user begin with in common once.
 """
 
 from collections.abc import Sequence

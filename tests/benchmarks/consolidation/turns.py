@@ -33,7 +33,8 @@ class Turn:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     tokens: int = 0
-    """Real ones, as often as they are run with a gradient: TRL runs a prompt once for each of its two replies, the others once for both."""
+    """Real ones of all rows. A row's prompt counts once for both of its replies, but twice with TRL, which runs it for each; what rows of
+    a user begin with in common counts for each of them, though the stack runs it once."""
     setup_seconds: float = 0.0
     """Putting the adapters into the model, before the steps."""
     peak_bytes: int = 0
