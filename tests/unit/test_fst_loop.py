@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from service.errors import Conflict, InvalidRequest, JobFailed
+from service.verifiers import Verdict
 from tests.fst_tasks import ADVICE, SayTheLetter, find
 from workers.fst import folder as folders
+from workers.fst import loop as loop_module
+from workers.fst.evolution import SCREENED
 from workers.fst.folder import CURVE, GROUND, PLAN, REPLIES, State
 from workers.fst.loop import Loop
 from workers.fst.plan import checked_plan
 from workers.fst.policy import opened
 from workers.fst.problems import Problems
+from workers.fst.promise import promises
 from workers.fst.rollouts import in_process
 from workers.fst.run import train
 
@@ -128,6 +132,38 @@ def test_what_an_evolution_drew_of_its_members_is_rollouts_of_the_steps_and_paid
     reused = sum(SMALL["anchor_problems"] * of for of in members)
     assert result["samples"] == rollouts + sum(c["evolution_samples"] for c in cycles) - reused
     assert len(steps) == SMALL["steps"]
+
+
+class SayEven(SayTheLetter):
+    """Rewards characters of even code, of which a random model says about a half."""
+
+    def check(self, reply):
+        return Verdict(reward=sum(ord(c) % 2 == 0 for c in reply) / max(len(reply), 1), feedback=ADVICE)
+
+
+def test_from_the_second_cycle_on_children_are_chosen_by_what_they_promise_to_the_model_as_it_is(
+    tiny_base, tiny_settings, tmp_path, monkeypatch
+):
+    asked = []
+
+    def told(model, evidence, parent, children):
+        asked.append((evidence, len(children)))
+        return promises(model, evidence, parent, children)
+
+    monkeypatch.setattr(loop_module, "promises", told)
+    plan = plan_of(tasks=("say-e", "say-o"), steps=6, switch_steps=4)
+    problems = Problems(plan, lambda name: SayEven(name, "e"))
+    with folders.opened(tmp_path / "run", plan) as run, opened(tiny_base, plan, tiny_settings) as policy:
+        loop = looped(run, tiny_base, tiny_settings, policy, problems)
+        loop._cycle()
+        assert asked == []
+        loop._cycle()
+        assert asked
+        assert all(2 <= children <= SCREENED and evidence.groups for evidence, children in asked)
+        asked.clear()
+        # Another task: what replies to the old one earned tells nothing of it.
+        loop._cycle()
+        assert asked == []
 
 
 class Counting(SayTheLetter):

@@ -115,9 +115,8 @@ class Loop:
             price=self._tokens,
             reflection=self._reflection,
             seed=self.plan.seed + coming.start,
-            standings=self.state.standings
-            if self.plan.task_at(coming.start - 1) == self.plan.task_at(coming.start)
-            else (),
+            standings=self.state.standings,
+            promise=promise if self.state.evidence.groups else None,
         )
         assert self.state.samples == first + evolved.samples
         evidence = self.state.evidence.with_replies(replies)
