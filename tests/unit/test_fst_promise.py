@@ -41,7 +41,7 @@ def log_likelihood(base, context, prompt, reply):
 
 
 def test_it_is_the_first_order_estimate_of_what_the_expected_reward_gains(tiny_base):
-    groups = [[((5, 6, 7), 1.0), ((8,), 0.0), ((9, 4), 0.2)], [((7, 7), 0.0), ((3, 6, 2, 8), 0.5)]]
+    groups = [[((5, 6, 7), 1.0), ((8,), 0.2)], [((7, 7), 0.0), ((3, 6, 2, 8), 0.5)]]
     found = promises(tiny_base, evidence_of(*groups), PARENT, CHILDREN)
     for child, promised in zip(CHILDREN, found, strict=True):
         by_hand = 0.0
@@ -65,8 +65,8 @@ def test_replies_that_all_earned_the_same_say_nothing_and_of_many_the_extremes_a
     assert evidence_of([((1,), 0.5), ((2,), 0.5)], [((1,), 1.0)]).groups == ()
     [group] = evidence_of([((n,), n / 10) for n in (5, 1, 9, 3, 7, 2)]).groups
     assert len(group.rewards) == 2 * EXTREMES
-    assert group.rewards == (0.1, 0.2, 0.7, 0.9)
-    assert group.replies == ((1,), (2,), (7,), (9,))
+    assert group.rewards == (0.1, 0.9)
+    assert group.replies == ((1,), (9,))
     # The same reply twice is no more than once.
     [group] = evidence_of([((4,), 1.0), ((4,), 1.0), ((6,), 0.0)]).groups
     assert group.replies == ((6,), (4,))

@@ -23,9 +23,9 @@ from workers.fst.rollouts import Rollout
 
 CLIP_NATS = 3.0
 # Problems kept, those that were answered last.
-MOST_GROUPS = 8
+MOST_GROUPS = 6
 # Of a problem's replies so many of the best and of the worst are kept: forward passes are what a promise costs.
-EXTREMES = 2
+EXTREMES = 1
 
 
 class Group(Frozen):
