@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.types import Receive, Scope, Send
 
 from service.api.admission import Admission
 from service.api.auth import Caller, authenticated, user_of
-from service.api.presence import ClientGone, Presence
+from service.api.presence import Presence
+from service.api.responses import EventStream, RawHeaders, WholeReply
 from service.api.schemas import PASSED_ON, ChatRequest, DryRunReply
 from service.domain.context import TOKENS_AROUND_MESSAGE
 from service.domain.feedback import BASE
@@ -31,7 +31,6 @@ from service.tracing import span
 
 router = APIRouter()
 
-RawHeaders = list[tuple[bytes, bytes]]
 # Of a choice.
 VLLMS_OWN = ("token_ids", "routed_experts", "stop_reason")
 
@@ -181,53 +180,6 @@ async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, p
     clock.upstream += time.perf_counter() - sent
     relayed = _relay(events, body, serving, plan, clock.started)
     return EventStream(relayed, stack, _headers(plan, clock, serving))
-
-
-class WholeReply(Response):
-    """JSON, sent in one go.
-
-    Args:
-        then: is called when it has left.
-    """
-
-    def __init__(self, content: dict[str, Any], headers: RawHeaders, then: Callable[[], None] = lambda: None) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = orjson.dumps(content)
-        length = b"%d" % len(self.body)
-        self.raw_headers = [(b"content-length", length), (b"content-type", b"application/json"), *headers]
-        self._then = then
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body})
-        self._then()
-
-
-class EventStream(Response):
-    """Server-sent events that end at once when the client goes away, which aborts the generation.
-
-    Args:
-        upstream: holds vLLM's reply. Closed even where the client left before the first event was asked for.
-    """
-
-    def __init__(self, events: AsyncGenerator[bytes, None], upstream: AsyncExitStack, headers: RawHeaders) -> None:
-        self.status_code = 200
-        self.background = None
-        self.raw_headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *headers]
-        self._events = events
-        self._upstream = upstream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._upstream, aclosing(self._events) as events:
-            try:
-                async with Presence(receive):
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    async for piece in events:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-            except ClientGone:
-                return
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _relay(

@@ -11,7 +11,7 @@ from service.verifiers import Verdict
 from tests.fst_tasks import ADVICE, SayTheLetter, find
 from workers.fst import folder as folders
 from workers.fst import loop as loop_module
-from workers.fst.evolution import SCREENED
+from workers.fst.evolution import SCREENED, evolve
 from workers.fst.folder import CURVE, GROUND, PLAN, REPLIES, State
 from workers.fst.loop import Loop
 from workers.fst.plan import checked_plan
@@ -141,7 +141,7 @@ class SayEven(SayTheLetter):
         return Verdict(reward=sum(ord(c) % 2 == 0 for c in reply) / max(len(reply), 1), feedback=ADVICE)
 
 
-def test_from_the_second_cycle_on_children_are_chosen_by_what_they_promise_to_the_model_as_it_is(
+def test_from_the_second_cycle_on_what_replies_earned_tells_which_children_promise_most_and_how_members_stand(
     tiny_base, tiny_settings, tmp_path, monkeypatch
 ):
     asked = []
@@ -150,7 +150,13 @@ def test_from_the_second_cycle_on_children_are_chosen_by_what_they_promise_to_th
         asked.append((evidence, len(children)))
         return promises(model, evidence, parent, children)
 
+    def evolved(*args, **options):
+        standings.append(options["standings"])
+        return evolve(*args, **options)
+
+    standings = []
     monkeypatch.setattr(loop_module, "promises", told)
+    monkeypatch.setattr(loop_module, "evolve", evolved)
     plan = plan_of(tasks=("say-e", "say-o"), steps=6, switch_steps=4)
     problems = Problems(plan, lambda name: SayEven(name, "e"))
     with folders.opened(tmp_path / "run", plan) as run, opened(tiny_base, plan, tiny_settings) as policy:
@@ -164,6 +170,9 @@ def test_from_the_second_cycle_on_children_are_chosen_by_what_they_promise_to_th
         # Another task: what replies to the old one earned tells nothing of it.
         loop._cycle()
         assert asked == []
+    assert [bool(of_cycle) for of_cycle in standings] == [False, True, False]
+    # Of the members' replies in the steps those count that were drawn there.
+    assert 0 < sum(of.replies for of in standings[1]) < 2 * SMALL["batch_problems"] * SMALL["rollouts"]
 
 
 class Counting(SayTheLetter):
