@@ -1,4 +1,4 @@
-"""Waits that end: one timer for all of a request's."""
+"""Waits that end: one timer for all, and each task's own end."""
 
 import asyncio
 
@@ -48,6 +48,28 @@ async def test_a_timer_of_an_earlier_wait_is_wound_again() -> None:
     await patience.wait(quick(1), until=now() + 0.01)
     asyncio.get_running_loop().call_later(0.05, event.set)
     assert await patience.wait(event.wait(), until=now() + 30)
+    patience.close()
+
+
+async def test_whose_time_is_up_ends_and_nobody_else() -> None:
+    patience, event = Patience(), asyncio.Event()
+    ends = []
+
+    async def waits(name: str, seconds: float) -> None:
+        try:
+            await patience.wait(event.wait(), until=now() + seconds)
+            ends.append((name, "there"))
+        except OutOfPatience:
+            ends.append((name, "out"))
+
+    # The longest first and last, so that a shorter one winds the timer earlier, and it is wound again after each that rings.
+    tasks = [asyncio.ensure_future(waits(*of)) for of in (("a", 30.0), ("b", 0.01), ("c", 0.03), ("d", 30.0))]
+    done, _ = await asyncio.wait([tasks[1], tasks[2]], timeout=10)
+    assert len(done) == 2
+    assert ends == [("b", "out"), ("c", "out")]
+    event.set()
+    await asyncio.gather(*tasks)
+    assert ends[2:] == [("a", "there"), ("d", "there")]
     patience.close()
 
 
