@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service.histogram import Histogram
 from service.stored_metrics import StoredMetrics
 
 # From a cached read to a slow generation.
@@ -30,21 +31,21 @@ class Metrics:
         self.overhead = Histogram(
             "fastslow_chat_overhead_seconds",
             "The gateway's own time in a chat: all but the wait for vLLM",
-            buckets=OWN_SECONDS,
+            bounds=OWN_SECONDS,
             registry=self.registry,
         )
-        self.chat = Histogram(
+        chats = Histogram(
             "fastslow_chat_seconds",
             "A chat from request to last byte",
-            ["stream"],
-            buckets=SECONDS,
+            bounds=SECONDS,
+            label="stream",
             registry=self.registry,
         )
-        self.whole_chat, self.streamed_chat = self.chat.labels("no"), self.chat.labels("yes")
+        self.whole_chat, self.streamed_chat = chats.labels("no"), chats.labels("yes")
         self.feedback = Histogram(
             "fastslow_feedback_seconds",
             "A feedback from request to reply",
-            buckets=SECONDS,
+            bounds=SECONDS,
             registry=self.registry,
         )
         self.signals = Counter(
@@ -64,7 +65,7 @@ class Metrics:
         self.context_tokens = Histogram(
             "fastslow_context_tokens",
             "Tokens of the rendered context",
-            buckets=(0, 16, 32, 64, 128, 256, 512, 1024, 2048),
+            bounds=(0, 16, 32, 64, 128, 256, 512, 1024, 2048),
             registry=self.registry,
         )
         self.recall = Counter(
@@ -83,7 +84,7 @@ class Metrics:
         self.first_token = Histogram(
             "fastslow_first_token_seconds",
             "A streamed chat from request to the first piece of its text",
-            buckets=SECONDS,
+            bounds=SECONDS,
             registry=self.registry,
         )
         self.prompt_tokens = Counter(
@@ -99,8 +100,8 @@ class Metrics:
         self.folds = Histogram(
             "fastslow_fold_seconds",
             "Folding feedback into fast weights: apply (one event), rebuild (a whole log)",
-            ["work"],
-            buckets=FOLD_SECONDS,
+            label="work",
+            bounds=FOLD_SECONDS,
             registry=self.registry,
         )
         self.norm_checks = Counter(

@@ -181,14 +181,13 @@ class Serving:
 
     def upstream_body(self, plan: Plan, sampling: dict[str, Any]) -> dict[str, Any]:
         """The request to vLLM. Nothing of the client's gets into it but `sampling`, which the whitelist picked."""
-        with span("render"):
-            body: dict[str, Any] = {
-                "model": plan.served_model,
-                "messages": rendered(plan),
-                "max_tokens": plan.max_tokens,
-                "cache_salt": self.cache_salt(plan.tenant, plan.user),
-            }
-        return body | sampling
+        return {
+            "model": plan.served_model,
+            "messages": rendered(plan),
+            "max_tokens": plan.max_tokens,
+            "cache_salt": self.cache_salt(plan.tenant, plan.user),
+            **sampling,
+        }
 
     def optimize_at(self, after: FastWeights, *, now: float, edited: bool = False) -> float | None:
         """When the user's contexts should be optimized, None if there is no need."""

@@ -1,6 +1,7 @@
 """Domain objects for tests, with only what a test says different from the ordinary."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from service.domain.feedback import FeedbackEvent, Interaction, Message, Signals, VersionTuple
 from service.domain.fold import apply
@@ -106,7 +107,7 @@ async def give_feedback(store: Store, n: int, *, user: str = "alice", tenant: st
     )
     await store.users.record(interaction, retention_seconds=1000)
     signals = Signals(comment=f"rule {n}", correction=f"wanted {n}")
-    event = FeedbackEvent(revision=n, at=float(n), interaction=interaction.model_copy(update={"signals": signals}))
+    event = FeedbackEvent(revision=n, at=float(n), interaction=replace(interaction, signals=signals))
     state = await store.users.fast_weights(tenant=tenant, user=user)
     await store.users.append(event, apply(state, event), tenant=tenant, user=user, optimize_at=float(n))
 

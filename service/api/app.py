@@ -24,6 +24,7 @@ from service.api.auth import Authenticator
 from service.api.direct import Direct, error_response
 from service.api.headers import header
 from service.api.patience import OutOfPatience, Patience
+from service.api.presence import Attention
 from service.api.protocol import HEAD_LIMIT, HeadLimit
 from service.api.traces import TraceFrame
 from service.contexts import Contexts
@@ -141,6 +142,7 @@ class RequestFrame:
         self._send_seconds = settings.client_send_seconds
         self._take_seconds = settings.client_take_seconds
         self._patience = Patience()
+        self._attention = Attention()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -151,7 +153,13 @@ class RequestFrame:
         headers: dict[str, str] = {}
         ended: list[Callable[[], None]] = []
         # Its own: not every server copies what the lifespan left there.
-        own = {"request_id": request_id, "started": time.perf_counter(), "headers": headers, "ended": ended}
+        own = {
+            "request_id": request_id,
+            "started": time.perf_counter(),
+            "headers": headers,
+            "ended": ended,
+            "attention": self._attention,
+        }
         scope["state"] = scope.get("state", {}) | own
         loop, patience = asyncio.get_running_loop(), self._patience
         body_until = loop.time() + self._send_seconds

@@ -10,7 +10,6 @@ from service.api.headers import header
 from service.errors import AuthenticationFailed, InvalidRequest, PermissionDenied
 from service.keys import ApiKey, Keys, Role
 from service.settings import Settings
-from service.tracing import span
 
 MAX_USER_CHARS = 256
 
@@ -82,8 +81,7 @@ def _key_caller(key: ApiKey) -> Caller:
 async def authenticated(request: Request) -> Caller:
     """FastAPI dependency: any valid caller."""
     authenticator: Authenticator = request.app.state["authenticator"]
-    with span("authenticate"):
-        return authenticator.caller(request)
+    return authenticator.caller(request)
 
 
 async def admin(request: Request) -> Caller:

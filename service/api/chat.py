@@ -115,7 +115,8 @@ async def _most_tokens(body: ChatRequest, tools: str, serving: Serving) -> int:
 
 
 def _sampling(body: ChatRequest) -> dict[str, Any]:
-    return {name: value for name, value in vars(body).items() if name in PASSED_ON and value is not None}
+    told = vars(body)
+    return {name: told[name] for name in body.model_fields_set & PASSED_ON if told[name] is not None}
 
 
 def _headers(plan: Plan, clock: Clock, serving: Serving) -> RawHeaders:
@@ -153,7 +154,7 @@ def _dry_run(plan: Plan, body: ChatRequest, clock: Clock, serving: Serving) -> R
 async def _serve_whole(request: Request, body: ChatRequest, serving: Serving, plan: Plan, clock: Clock) -> Response:
     upstream = serving.upstream_body(plan, _sampling(body))
     sent = time.perf_counter()
-    async with Presence(request.receive):
+    with Presence(request.receive, request.state["attention"]):
         reply = await serving.engine.complete(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
     clock.upstream += time.perf_counter() - sent
     choice = reply["choices"][0]
@@ -173,7 +174,7 @@ async def _serve_stream(request: Request, body: ChatRequest, serving: Serving, p
     sent = time.perf_counter()
     stack = AsyncExitStack()
     # Entered here, so that a refusal becomes an error reply and not a broken stream.
-    async with Presence(request.receive):
+    with Presence(request.receive, request.state["attention"]):
         events = await stack.enter_async_context(
             serving.engine.stream(upstream, request_id=_upstream_id(plan), affinity=plan.affinity)
         )

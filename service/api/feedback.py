@@ -1,6 +1,7 @@
 """`POST /v1/feedback`: record what the user said of an interaction, and learn from it before replying."""
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -75,8 +76,8 @@ async def _give(body: FeedbackRequest, write: LogWrite) -> FeedbackReply:
     event = FeedbackEvent(
         revision=reply.context_revision,
         at=time.time(),
-        interaction=interaction.model_copy(
-            update={"signals": signals, "rated_at": before.clock + 1 if rated_anew else interaction.rated_at}
+        interaction=replace(
+            interaction, signals=signals, rated_at=before.clock + 1 if rated_anew else interaction.rated_at
         ),
         previous=previous,
         previous_rated_at=interaction.rated_at,

@@ -51,7 +51,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._upstream, aclosing(self._events) as events:
             try:
-                async with Presence(receive):
+                with Presence(receive, scope["state"]["attention"]):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     async for piece in events:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})

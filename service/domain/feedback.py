@@ -7,7 +7,7 @@ snapshot of the interaction, so that the log can be folded and trained on after 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -95,7 +95,7 @@ class Signals(Frozen):
     preference: Preference | None = None
 
     def is_empty(self) -> bool:
-        return self == Signals()
+        return self == NO_SIGNALS
 
     def stated_rating(self) -> float | None:
         """The rating, or the one that an unspecific comment ("meh") amounts to."""
@@ -104,8 +104,12 @@ class Signals(Frozen):
         return implied_rating(self.comment)
 
 
-class Interaction(Frozen):
-    """One served chat completion.
+NO_SIGNALS = Signals()
+
+
+@dataclass(kw_only=True)
+class Interaction:
+    """One served chat completion, which nobody changes; like a message, every chat makes one.
 
     `messages` is the conversation as the client sent it, without the context that was put before it; `items` are the ids of the
     context items that were.
@@ -121,7 +125,7 @@ class Interaction(Frozen):
     finish_reason: str | None = None
     version: VersionTuple
     items: tuple[str, ...] = ()
-    signals: Signals = Signals()
+    signals: Signals = NO_SIGNALS
     """The feedback that stands now."""
     rated_at: int = 0
     """The user's feedback clock when the standing rating was given: credit decays from then on."""
@@ -134,7 +138,7 @@ class Interaction(Frozen):
         """Without the turns before the last user message; what feedback makes of an interaction needs those least."""
         last = max((n for n, m in enumerate(self.messages) if m.role == "user"), default=0)
         kept = [m for m in self.messages[:last] if m.role == "system"] + list(self.messages[last:])
-        return self.model_copy(update={"messages": tuple(kept)})
+        return replace(self, messages=tuple(kept))
 
     def pair(self) -> tuple[str, str] | None:
         """(wanted, unwanted) reply by the standing signals: a correction first, else a preference; None without either."""
@@ -156,7 +160,7 @@ class FeedbackEvent(Frozen):
     """Seconds since the epoch."""
     interaction: Interaction
     """As served, with `signals` as they stand after this event."""
-    previous: Signals = Signals()
+    previous: Signals = NO_SIGNALS
     """The signals as they stood before it."""
     previous_rated_at: int = 0
     """`rated_at` as it stood before it."""

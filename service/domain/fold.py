@@ -9,6 +9,7 @@ Edits by hand (`edits.py`) and the optimizer's results (`population.py`) are eve
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from service.domain.comments import guideline_text
 from service.domain.demonstrations import ENOUGH, MAX_DRAFTS, demonstrations, draft_of, in_common, is_odd
@@ -46,7 +47,7 @@ def guideline_of(signals: Signals) -> Guideline | None:
 
 def exemplar_of(interaction: Interaction, signals: Signals) -> Exemplar | None:
     """The exemplar that a correction or a preference amounts to."""
-    spoken_of = interaction.model_copy(update={"signals": signals})
+    spoken_of = replace(interaction, signals=signals)
     pair, prompt = spoken_of.pair(), interaction.last_user_text()
     if pair is None or not prompt.strip() or not pair[0].strip():
         return None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
@@ -137,8 +138,8 @@ class UserStore:
             found = await self._redis.call("GET", keys.interaction(interaction_id))
         other = more.pop(0) if other_id is not None else None
         return FeedbackInputs(
-            interaction=Interaction.model_validate_json(found) if found else None,
-            other=Interaction.model_validate_json(other) if other else None,
+            interaction=_PARSED.validate_json(found) if found else None,
+            other=_PARSED.validate_json(other) if other else None,
             fast_weights=fast_weights,
             receipt=more[0] if more else None,
         )
@@ -189,7 +190,7 @@ class UserStore:
         ]
         if isinstance(event, FeedbackEvent):
             names.append(keys.interaction(event.interaction.id))
-            args.append(event.interaction.model_dump_json())
+            args.append(_as_json(event.interaction))
         else:
             args.append("")
         outcome, *rest = await self._redis.script(APPEND, names, *args, *cached.fields)
@@ -263,6 +264,9 @@ def _in_use(
     scopes += ([Scope(kind="cohort", name=cohort)] if cohort else []) + [Scope(kind="global")]
     found = [own, *(shared.get(str(scope).encode()) for scope in scopes[1:])]
     return tuple((scope, name.decode()) for scope, name in zip(scopes, found, strict=True) if name)
+
+
+_PARSED = TypeAdapter(Interaction)
 
 
 def _as_json(interaction: Interaction) -> bytes:

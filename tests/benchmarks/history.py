@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -95,10 +95,10 @@ class Lives:
             if n % CHOOSE_EVERY == 0:
                 budget = self._settings.context_budget_tokens
                 items = choose(state, absorbed=frozenset(), budget_tokens=budget, count=count).items
-            served = stored.interaction(n, now, state).model_copy(update={"items": items})
+            served = replace(stored.interaction(n, now, state), items=items)
             await store.users.record(served, retention_seconds=stored.RETENTION_SECONDS)
             given = {"signals": Signals.model_validate(said(n)), "rated_at": n + 1}
-            event = FeedbackEvent(revision=n + 1, at=now + n, interaction=served.model_copy(update=given))
+            event = FeedbackEvent(revision=n + 1, at=now + n, interaction=replace(served, **given))
             state = apply(state, event)
             await store.users.append(event, state, tenant=stored.TENANT, user=USER, optimize_at=None)
             if n % ARCHIVE_EVERY == 0:
@@ -163,7 +163,7 @@ class Lives:
         store, now = open_store(self._settings), time.time()
         requests = []
         for n in range(FIRST_FRESH, FIRST_FRESH + FEEDBACKS):
-            fresh = stored.interaction(n, now, self.at[length].state).model_copy(update={"items": ()})
+            fresh = replace(stored.interaction(n, now, self.at[length].state), items=())
             await store.users.record(fresh, retention_seconds=stored.RETENTION_SECONDS)
             body = json.dumps({"interaction_id": fresh.id, **said(n)}).encode()
             requests.append(http_request("POST", "/v1/feedback", headers(self._key, USER), body))

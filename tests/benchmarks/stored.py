@@ -8,7 +8,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hiredis
@@ -120,7 +120,7 @@ async def stored_user(past: Past, now: float) -> tuple[Template, FastWeights]:
     for n, signals in enumerate(past.history):
         served = interaction(n, now, state)
         await users.record(served, retention_seconds=RETENTION_SECONDS)
-        event = FeedbackEvent(revision=n + 1, at=now + n, interaction=served.model_copy(update={"signals": signals}))
+        event = FeedbackEvent(revision=n + 1, at=now + n, interaction=replace(served, signals=signals))
         state = apply(state, event)
         await users.append(event, state, tenant=TENANT, user=TEMPLATE_USER, optimize_at=event.at)
     interactions = range(len(past.history) + past.silent)

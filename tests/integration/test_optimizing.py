@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -28,7 +29,7 @@ async def say(
 ) -> FastWeights:
     """Append an event as the API would."""
     if isinstance(event, FeedbackEvent):
-        unspoken = event.interaction.model_copy(update={"signals": Signals()})
+        unspoken = replace(event.interaction, signals=Signals())
         await store.users.record(unspoken, retention_seconds=1000)
     after = apply(await store.users.fast_weights(tenant="acme", user=user), event)
     await store.users.append(event, after, tenant="acme", user=user, optimize_at=optimize_at)

@@ -1,5 +1,7 @@
 """Optimizing over real HTTP and Redis: what is asked of vLLM, the embedder and the reflection endpoint, and what if they are away."""
 
+from dataclasses import replace
+
 import pytest
 
 from service.domain.feedback import BASE, Message
@@ -49,7 +51,7 @@ async def test_users_do_not_share_a_salt(
 ) -> None:
     await said(store, 4)
     for event in corrections(4):
-        alike = event.interaction.model_copy(update={"user": "bob", "id": f"bob-{event.revision}"})
+        alike = replace(event.interaction, user="bob", id=f"bob-{event.revision}")
         await say(store, event.model_copy(update={"interaction": alike}), user="bob")
     for user in ("alice", "bob"):
         await over(store, engine, tokens, settings).optimize(tenant="acme", user=user)

@@ -68,11 +68,9 @@ async def test_a_chat_is_one_trace_from_the_client_to_vllm(
     assert whole.attributes["fastslow.request_id"] == reply.headers["x-request-id"]
     parts = [span for span in collector.spans if span.parent_id == whole.span_id]
     assert [span.name for span in sorted(parts, key=lambda span: span.started)] == [
-        "authenticate",
         "admit",
         "read state",
         "choose context",
-        "render",
         "vllm",
         "record",
     ]

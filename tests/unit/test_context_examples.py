@@ -1,5 +1,7 @@
 """Which feedback judges contexts, and how much of it is read."""
 
+from dataclasses import replace
+
 from service.domain.events import Edit, EditEvent
 from service.domain.feedback import Signals
 from tests.context_search_data import corrections, feedback, words
@@ -20,12 +22,10 @@ def test_what_was_said_anew_counts_as_it_stands_and_what_was_retracted_not_at_al
     changed = first.model_copy(
         update={
             "revision": 3,
-            "interaction": first.interaction.model_copy(update={"signals": Signals(correction="Better.")}),
+            "interaction": replace(first.interaction, signals=Signals(correction="Better.")),
         }
     )
-    retracted = second.model_copy(
-        update={"revision": 4, "interaction": second.interaction.model_copy(update={"signals": Signals()})}
-    )
+    retracted = second.model_copy(update={"revision": 4, "interaction": replace(second.interaction, signals=Signals())})
     examples, revisions = found([first, second, changed, retracted])
     assert [(e.reply, revisions[e.id]) for e in examples] == [("Better.", 3)]
 

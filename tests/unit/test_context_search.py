@@ -1,6 +1,7 @@
 """The search for contexts on a planted truth: it finds what helps, drops what harms, and judges nothing by its own answer."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_what_was_said_since_stays_where_too_little_is_left_to_judge_it() -> Non
     retraction = FeedbackEvent(
         revision=5,
         at=5.0,
-        interaction=first.model_copy(update={"signals": Signals()}),
+        interaction=replace(first, signals=Signals()),
         previous=first.signals,
     )
     log = [

@@ -50,7 +50,7 @@ def log_of(*steps: tuple[int, Signals], items: tuple[str, ...] = (), member: str
             FeedbackEvent(
                 revision=revision,
                 at=float(revision),
-                interaction=spoken_of.model_copy(update={"rated_at": now, "version": version}),
+                interaction=replace(spoken_of, rated_at=now, version=version),
                 previous=previous,
                 previous_rated_at=rated_at,
             )
@@ -365,7 +365,7 @@ def test_a_context_that_lists_a_demonstration_has_what_it_is_rewritten_to() -> N
     rated = [(n, Signals(rating=0.5)) for n in range(3)]
     old = log_of(*rated, *((n, Signals(correction=f"Ahoy! {SAID[n]} Cheers!")) for n in (3, 4)))
     old = [
-        event.model_copy(update={"interaction": event.interaction.model_copy(update={"reply": text})})
+        event.model_copy(update={"interaction": replace(event.interaction, reply=text)})
         for event, text in zip(old, SAID, strict=True)
         if isinstance(event, FeedbackEvent)
     ]
