@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with a limit that it lacks: how long a client may take to say what it wants.
+"""uvicorn's HTTP protocol with a limit that it lacks, how long a client may take to say what it wants, and a reply's head in one packet
+with its body.
 
 Its option is `--http service.api.protocol:PatientProtocol`. By itself uvicorn waits for ever for a request's first line and headers, and
 silent connections use up the process's sockets. For bodies and replies the limits are the application's (`RequestFrame`).
@@ -16,6 +17,7 @@ from service.errors import RequestTimeout
 
 log = logging.getLogger(__name__)
 
+GO_AHEAD = b"HTTP/1.1 100"
 HEAD_LIMIT = "head_limit"
 """Of the state that the application's lifespan leaves to the server."""
 
@@ -26,6 +28,35 @@ class HeadLimit:
 
     seconds: float
     exceeded: Callable[[], None]
+
+
+class HeadWithBody:
+    """A connection as uvicorn's `RequestResponseCycle` uses it for one reply: the head waits for the first of the body, which is at hand,
+    and both take one call of the kernel and one packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._sent = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._sent or data.startswith(GO_AHEAD):
+            self._transport.write(data)
+        elif self._head:
+            self._flush(data)
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        if self._head:
+            self._flush(b"")
+        self._transport.close()
+
+    def _flush(self, data: bytes) -> None:
+        told, self._head, self._sent = self._head + data, b"", True
+        self._transport.write(told)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -58,7 +89,11 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._begun = False
         self._unwind()
+        before = self.cycle
         super().on_headers_complete()
+        # A reply to HEAD has no body that its head could wait for, and what is upgraded has no cycle.
+        if self.cycle is not before and self.scope["method"] != "HEAD":
+            self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment]
 
     def _wind(self) -> None:
         self._late = self.loop.call_later(self._limit.seconds, self._ring)

@@ -55,6 +55,7 @@ class _Wire(asyncio.Protocol):
             protocolError=InvalidResponse, replyError=BaseParser.parse_error, notEnoughData=...
         )
         self._questions: deque[_Question] = deque()
+        self._unsent: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self.stale = False
         """Not to be asked any more."""
@@ -67,8 +68,16 @@ class _Wire(asyncio.Protocol):
         self._questions.append(question)
         if self._timer is None:
             self._timer = self._loop.call_at(until, self._ring)
-        self._transport.write(packed)
+        # What others ask before the loop's next turn leaves with it.
+        self._unsent.append(packed)
+        if len(self._unsent) == 1:
+            self._loop.call_soon(self._send)
         return question.answered
+
+    def _send(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def data_received(self, data: bytes) -> None:
         questions, next_answer = self._questions, self._reader.gets

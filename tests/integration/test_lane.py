@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
@@ -46,6 +47,27 @@ async def test_whoever_asks_at_the_same_time_gets_their_own_answers_over_one_con
         answers = await asyncio.gather(*(ask(n) for n in range(200)))
         assert answers == [[b"OK", *[b"%d" % n] * (n % 4), {}] for n in range(200)]
     assert await clients(redis) == 1
+
+
+async def test_what_is_asked_at_the_same_moment_leaves_in_one_write(connection: Connection) -> None:
+    await connection.brief(("SET", "a", "1"))
+    assert connection._lane is not None
+    wire = connection._lane._wire
+    assert wire is not None
+    writes, transport = [], wire._transport
+
+    class Counted:
+        def write(self, data: bytes) -> None:
+            writes.append(data)
+            transport.write(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(transport, name)
+
+    wire._transport = cast(asyncio.Transport, Counted())
+    answers = await asyncio.gather(*(connection.brief(("GET", "a")) for _ in range(20)))
+    assert answers == [[b"1"]] * 20
+    assert len(writes) == 1
 
 
 async def test_an_error_is_its_askers_alone(connection: Connection) -> None:

@@ -134,3 +134,20 @@ async def test_a_client_that_does_not_take_its_stream_loses_it_and_its_place(url
         vllm.reply = lambda _: "A naming word."
         assert (await chat(url)).status_code == 200
         assert 'fastslow_slow_clients_total{with_the="reply"} 1.0' in await metrics(url)
+
+
+async def test_no_head_waits_for_a_body_that_does_not_come(url: str) -> None:
+    body = json.dumps(CHAT).encode()
+    sized = {"Content-Length": str(len(body))}
+    async with connection(url) as (reader, writer):
+        for more, announced in (({}, b""), ({"Expect": "100-continue"}, b"HTTP/1.1 100 Continue\r\n\r\n")):
+            writer.write(head(**sized, **more))
+            assert await asyncio.wait_for(reader.readexactly(len(announced)), SECONDS) == announced
+            writer.write(body)
+            first = await asyncio.wait_for(reader.read(1 << 16), SECONDS)
+            top, _, said = first.partition(b"\r\n\r\n")
+            assert top.startswith(b"HTTP/1.1 200")
+            assert json.loads(said)["object"] == "chat.completion"
+        # HEAD, and a reply whose connection is closed over it.
+        writer.write(b"HEAD /health/live HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), SECONDS)).startswith(b"HTTP/1.1 ")
