@@ -55,7 +55,7 @@ class HeadWithBody:
         self._transport.close()
 
     def _flush(self, data: bytes) -> None:
-        told, self._head, self._sent = self._head + data, b"", True
+        told, self._head, self._sent = b"".join((self._head, data)), b"", True
         self._transport.write(told)
 
 
