@@ -5,7 +5,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from service.histogram import Histogram
+from service import counted
+from service.counted import Histogram
 from service.stored_metrics import StoredMetrics
 
 # From a cached read to a slow generation.
@@ -25,7 +26,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.stored = StoredMetrics()
         self.registry.register(self.stored)
-        self.requests = Counter(
+        self.requests = counted.Counter(
             "fastslow_requests_total", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
         self.overhead = Histogram(
@@ -74,7 +75,7 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
-        self.served = Counter(
+        self.served = counted.Counter(
             "fastslow_chats_total",
             "Chats by the channel that served them: base, context, adapter, adapter+context",
             ["served_by"],
@@ -87,12 +88,12 @@ class Metrics:
             bounds=SECONDS,
             registry=self.registry,
         )
-        self.prompt_tokens = Counter(
+        self.prompt_tokens = counted.Counter(
             "fastslow_prompt_tokens_total",
             "Tokens of prompts, context included, of chats whose usage vLLM told (streams tell it where the client asks)",
             registry=self.registry,
         )
-        self.cached_tokens = Counter(
+        self.cached_tokens = counted.Counter(
             "fastslow_prompt_tokens_cached_total",
             "Those of them that came from vLLM's prefix cache",
             registry=self.registry,
