@@ -28,7 +28,7 @@ class Counter(Collector):
     """As the library's. Its name ends as the library's does, with `_total`."""
 
     def __init__(self, name: str, told: str, labels: Sequence[str] = (), *, registry: CollectorRegistry) -> None:
-        self._name, self._told, self._labels = name, told, labels
+        self._name, self._told, self.label_names = name, told, labels
         self._counts: dict[tuple[str, ...], Count] = {}
         if not labels:
             self.inc = self.labels().inc
@@ -39,14 +39,14 @@ class Counter(Collector):
         return self._counts.setdefault(tuple(map(str, values)), Count())
 
     def collect(self) -> list[Metric]:
-        family = CounterMetricFamily(self._name, self._told, labels=self._labels)
+        family = CounterMetricFamily(self._name, self._told, labels=self.label_names)
         for values, count in self._counts.items():
             family.add_metric(values, count.value)
         return [family]
 
 
 class Observed:
-    """Values under one label, counted by bucket."""
+    """Values under one combination of labels, counted by bucket."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -63,28 +63,32 @@ class Histogram(Collector):
 
     Args:
         bounds: upper ends of the buckets, ascending; infinity comes on top.
-        label: of which each value has values of its own; empty: there is none.
     """
 
     def __init__(
-        self, name: str, told: str, *, bounds: Sequence[float], registry: CollectorRegistry, label: str = ""
+        self,
+        name: str,
+        told: str,
+        labels: Sequence[str] = (),
+        *,
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
     ) -> None:
-        self._name, self._told = name, told
+        self._name, self._told, self.label_names = name, told, labels
         self._bounds = (*bounds, float("inf"))
-        self._label = label
-        self._observed: dict[str, Observed] = {}
-        if not label:
-            self.observe = self.labels("").observe
+        self._observed: dict[tuple[str, ...], Observed] = {}
+        if not labels:
+            self.observe = self.labels().observe
         registry.register(self)
 
-    def labels(self, value: str) -> Observed:
-        """The values of one label."""
-        return self._observed.setdefault(value, Observed(self._bounds))
+    def labels(self, *values: str) -> Observed:
+        """The values under one combination, in the order of the labels."""
+        return self._observed.setdefault(values, Observed(self._bounds))
 
     def collect(self) -> list[Metric]:
-        family = HistogramMetricFamily(self._name, self._told, labels=[self._label] if self._label else [])
+        family = HistogramMetricFamily(self._name, self._told, labels=self.label_names)
         names = [str(floatToGoString(bound)) for bound in self._bounds]  # type: ignore[no-untyped-call]
-        for value, observed in self._observed.items():
+        for values, observed in self._observed.items():
             buckets = list(zip(names, map(float, accumulate(observed.counts)), strict=True))
-            family.add_metric([value] if self._label else [], buckets, observed.total)
+            family.add_metric(values, buckets, observed.total)
         return [family]

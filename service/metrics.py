@@ -38,8 +38,8 @@ class Metrics:
         chats = Histogram(
             "fastslow_chat_seconds",
             "A chat from request to last byte",
+            ["stream"],
             bounds=SECONDS,
-            label="stream",
             registry=self.registry,
         )
         self.whole_chat, self.streamed_chat = chats.labels("no"), chats.labels("yes")
@@ -101,7 +101,7 @@ class Metrics:
         self.folds = Histogram(
             "fastslow_fold_seconds",
             "Folding feedback into fast weights: apply (one event), rebuild (a whole log)",
-            label="work",
+            ["work"],
             bounds=FOLD_SECONDS,
             registry=self.registry,
         )

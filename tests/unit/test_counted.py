@@ -28,7 +28,7 @@ def test_values_on_between_and_beyond_the_bounds_are_told_as_the_library_tells_t
 
 def test_each_label_has_values_of_its_own() -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    histogram = Histogram("waits_seconds", "How long", bounds=BOUNDS, label="stream", registry=ours)
+    histogram = Histogram("waits_seconds", "How long", ["stream"], bounds=BOUNDS, registry=ours)
     their = library.Histogram("waits_seconds", "How long", ["stream"], buckets=BOUNDS, registry=theirs)
     for label, value in (("no", 0.5), ("yes", 2), ("no", 0.1)):
         histogram.labels(label).observe(value)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from service.counted import Counter, Histogram
 from service.metrics import Metrics
 from service.replica_metrics import ReplicaStates
 from service.replicas import Replicas
@@ -52,6 +53,8 @@ def counted() -> Metrics:
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase) and metric._labelnames and not metric._labelvalues:
             metric.labels(*("x" for _ in metric._labelnames))
+        elif isinstance(metric, Counter | Histogram):
+            metric.labels(*("x" for _ in metric.label_names))
     return metrics
 
 
