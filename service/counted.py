@@ -1,6 +1,6 @@
 """Metrics of one thread, the event loop: plain additions, where the library's take locks and look through buckets (docs/benchmarks.md).
 
-For what every chat counts; they are told as the library tells its own.
+Every chat counts some seven times. They are told as the library tells its own.
 """
 
 from bisect import bisect_left

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
-from service import counted
-from service.counted import Histogram
+from service.counted import Counter, Histogram
 from service.stored_metrics import StoredMetrics
 
 # From a cached read to a slow generation.
@@ -26,7 +25,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.stored = StoredMetrics()
         self.registry.register(self.stored)
-        self.requests = counted.Counter(
+        self.requests = Counter(
             "fastslow_requests_total", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
         self.overhead = Histogram(
@@ -75,7 +74,7 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
-        self.served = counted.Counter(
+        self.served = Counter(
             "fastslow_chats_total",
             "Chats by the channel that served them: base, context, adapter, adapter+context",
             ["served_by"],
@@ -88,12 +87,12 @@ class Metrics:
             bounds=SECONDS,
             registry=self.registry,
         )
-        self.prompt_tokens = counted.Counter(
+        self.prompt_tokens = Counter(
             "fastslow_prompt_tokens_total",
             "Tokens of prompts, context included, of chats whose usage vLLM told (streams tell it where the client asks)",
             registry=self.registry,
         )
-        self.cached_tokens = counted.Counter(
+        self.cached_tokens = Counter(
             "fastslow_prompt_tokens_cached_total",
             "Those of them that came from vLLM's prefix cache",
             registry=self.registry,

@@ -14,7 +14,6 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
 from service.counted import Counter, Histogram
 from service.metrics import Metrics
@@ -51,9 +50,7 @@ def counted() -> Metrics:
     stored.queues, stored.memory = {name: Queue(0, 0.0) for name in QUEUES}, Memory(1, 2, fullest=0.5)
     # What has labels shows nothing before it has counted something.
     for metric in vars(metrics).values():
-        if isinstance(metric, MetricWrapperBase) and metric._labelnames and not metric._labelvalues:
-            metric.labels(*("x" for _ in metric._labelnames))
-        elif isinstance(metric, Counter | Histogram):
+        if isinstance(metric, Counter | Histogram):
             metric.labels(*("x" for _ in metric.label_names))
     return metrics
 
