@@ -19,7 +19,7 @@ FAULTS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-scale bench-overload bench-prefix bench-replicas bench-learning bench-fst bench-consolidation bench-slow bench-rounds test-faults clean $(VENV)
+.PHONY: help up test model lint types unit e2e lock bench-gateway bench-feedback bench-scale bench-overload bench-prefix bench-recall bench-replicas bench-learning bench-fst bench-consolidation bench-slow bench-rounds test-faults clean $(VENV)
 .DEFAULT_GOAL := help
 # Two heavy targets at once would only take turns on the cores.
 .NOTPARALLEL:
@@ -28,7 +28,7 @@ help:
 	@echo "make up              start Redis, vLLM, gateway, worker and scheduler; Ctrl-C stops them"
 	@echo "make test            install, lint, check types, run all tests (25 minutes on two quiet cores, up to 45 on busy ones)"
 	@echo "make lint | types | unit | e2e      parts of it"
-	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-replicas      measure; the last line is JSON"
+	@echo "make bench-gateway [PEERS=1] | bench-feedback | bench-scale | bench-overload | bench-prefix | bench-recall | bench-replicas      measure; the last line is JSON"
 	@echo "make bench-learning SIZE=smoke|small|full   does it learn? small takes about half an hour, with SLOW=1 hours"
 	@echo "make bench-fst SIZE=smoke|small|medium|full   Fast-Slow Training against its arms; medium and full want a GPU"
 	@echo "make bench-slow             what adapters add to contexts, in one process (hours on two cores)"
@@ -89,6 +89,9 @@ bench-overload: $(STAMP) model
 
 bench-prefix: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.prefix
+
+bench-recall: $(STAMP) model
+	@$(BIN)/python -m tests.benchmarks.recall
 
 bench-replicas: $(STAMP) model
 	@$(BIN)/python -m tests.benchmarks.replicas

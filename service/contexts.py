@@ -62,8 +62,8 @@ class _Standing:
     ranked: Ranked
     choice: Choice
     """With nothing recalled."""
-    complete: bool
-    """Whether recall has nothing to add."""
+    by_age: Sequence[Exemplar]
+    """What recall compares with the prompt; empty where it has nothing to add."""
 
     def serves(self, wanted: Wanted, member: Member | None, budget: int) -> bool:
         """The very same fast weights, not their like: to compare those would take as long as to choose."""
@@ -104,10 +104,10 @@ class Contexts:
         member = draw(wanted.state, adapter=wanted.adapter, seed=lambda: request_seed(wanted, messages, seed))
         budget = min(self._budget_tokens, room)
         found = self._without_recall(wanted, member, budget)
-        if found.complete:
+        if not found.by_age:
             return found.choice
         similarity = await self.recall.similarities(
-            last_user_text(messages), by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user
+            last_user_text(messages), found.by_age, tenant=wanted.tenant, user=wanted.user
         )
         return chosen(found.ranked.context(similarity)) if similarity else found.choice
 
@@ -118,21 +118,14 @@ class Contexts:
         if found is None or not found.serves(wanted, member, budget):
             order = self._ranked(wanted, member, budget)
             context = order.context()
-            complete = not self._left_out(wanted, context, budget)
-            found = _Standing(wanted, member, budget, order, chosen(context), complete)
+            count, absorbed = self._tokens.count, wanted.absorbed
+            out = left_out(wanted.state, context, absorbed=absorbed, budget_tokens=budget, count=count)
+            exemplars = by_age(wanted.state.exemplars) if out else []
+            found = _Standing(wanted, member, budget, order, chosen(context), exemplars)
         self._last[key] = found
         if len(self._last) > CACHED_CHOICES:
             self._last.popitem(last=False)
         return found
-
-    def prepare_recall(self, wanted: Wanted) -> None:
-        """Begin to embed the exemplars of a user for whom not all of them fit; nobody waits for it."""
-        if self._left_out(wanted, self.standing(wanted), self._budget_tokens):
-            self.recall.remember(by_age(wanted.state.exemplars), tenant=wanted.tenant, user=wanted.user)
-
-    def _left_out(self, wanted: Wanted, context: Context, budget: int) -> list[Exemplar]:
-        count = self._tokens.count
-        return left_out(wanted.state, context, absorbed=wanted.absorbed, budget_tokens=budget, count=count)
 
     def _ranked(self, wanted: Wanted, member: Member | None, budget: int) -> Ranked:
         return ranked(

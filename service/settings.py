@@ -158,9 +158,8 @@ class Settings(BaseSettings):
 
     # -- recall -------------------------------------------------------------------------------------------------------
     recall: bool = True
-    """Where a user's exemplars don't all fit, choose among them by their likeness to the prompt (needs the extra `recall`)."""
-    # A chat's prompt takes 2 to 20 ms to embed; past this the chat is served without.
-    recall_timeout_seconds: float = Field(0.25, gt=0)
+    """Where a user's exemplars don't all fit, choose among them by their likeness to the prompt (needs the extra `recall`, and
+    `optimize`: the worker that optimizes a user's contexts embeds the exemplars)."""
 
     # -- optimizing contexts ------------------------------------------------------------------------------------------
     optimize: bool = True

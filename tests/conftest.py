@@ -16,9 +16,9 @@ from xdist.scheduler import LoadFileScheduling
 
 import workers.consolidation  # noqa: F401  before any test imports torch: it tells OpenMP how to wait
 from service.api.app import create_app
-from service.embedding import Embedder
 from service.jobs import Jobs
 from service.keys import ApiKey, Keys
+from service.recall import Encoder
 from service.settings import Settings
 from service.store import Store, open_store
 from service.tokens import Tokens, load_tokens
@@ -190,7 +190,7 @@ async def gateway_client(
     settings: Settings,
     tokens: Tokens,
     jobs: Jobs,
-    embedder: Embedder | None = None,
+    encoder: Encoder | None = None,
     keys: Keys = KEYS,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
@@ -202,7 +202,7 @@ async def gateway_client(
         tokens=tokens,
         keys=keys,
         jobs=jobs,
-        embedder=embedder,
+        encoder=encoder,
         tracing=tracing,
     )
     async with LifespanManager(app) as manager:

@@ -36,29 +36,23 @@ class RecordedJobs:
 
 
 class FakeEmbedder:
-    """Texts are alike as far as they share words. What it embedded is in `texts`; it waits while `free` is not set."""
+    """Texts are alike as far as they share words. What it embedded is in `texts`; it is its own student, too."""
 
     def __init__(self, name: str = "words") -> None:
-        self.name = name
+        self.name = self.teacher = name
         self.texts: list[str] = []
-        self.free = asyncio.Event()
-        self.free.set()
-        self.broken: Exception | None = None
-        self.closed = False
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        await self.free.wait()
-        if self.broken is not None:
-            raise self.broken
+    def encode(self, text: str) -> Vectors:
+        (row,) = self.embed([text])
+        return row
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
         self.texts += texts
         rows = np.zeros((len(texts), WIDTH), np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():
                 row[zlib.crc32(word.encode()) % WIDTH] += 1
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def overlap(conversation: str, reply: str) -> float:

@@ -28,13 +28,13 @@ from service.api.presence import Attention
 from service.api.protocol import HEAD_LIMIT, HeadLimit
 from service.api.traces import TraceFrame
 from service.contexts import Contexts
-from service.embedding import Embedder, load_embedder
 from service.engine import Engine
 from service.errors import BodyTooLarge, FastslowError, InvalidFields, InvalidRequest, NotFound, RequestTimeout
 from service.jobs import CeleryJobs, Jobs
 from service.keys import Keys, load_keys
 from service.metrics import Metrics
-from service.recall import Recall
+from service.prompt_encoder import load_prompt_encoder
+from service.recall import Encoder, Recall
 from service.replica_metrics import ReplicaStates
 from service.serving import Serving
 from service.settings import Settings
@@ -54,19 +54,18 @@ def create_app(
     tokens: Tokens,
     keys: Keys,
     jobs: Jobs,
-    embedder: Embedder | None = None,
+    encoder: Encoder | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application over these dependencies, which it closes when it ends."""
     metrics = Metrics()
     store.users.folds.on_rebuild = metrics.folds.labels("rebuild").observe
     metrics.registry.register(ReplicaStates(engine.replicas))
-    recall = Recall(store.embeddings, embedder, settings, metrics)
+    recall = Recall(store, encoder, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, HeadLimit]]:
         yield {HEAD_LIMIT: HeadLimit(settings.client_send_seconds, metrics.slow_clients.labels("head").inc)}
-        await recall.aclose()
         await app.state.serving.norm_checks.aclose()
         await app.state.serving.recording.aclose()
         await engine.close()
@@ -117,7 +116,7 @@ def app_from_env() -> FastAPI:
         tokens=load_tokens(settings.model_path),
         keys=load_keys(settings.keys_path),
         jobs=CeleryJobs(settings),
-        embedder=load_embedder(settings),
+        encoder=load_prompt_encoder(settings),
         tracing=open_tracing(settings, service="fastslow-gateway"),
     )
     # A full collection looks through all that was made until here, 0.1 s with every request waiting; frozen, it is left out.

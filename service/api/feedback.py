@@ -86,7 +86,7 @@ async def _give(body: FeedbackRequest, write: LogWrite) -> FeedbackReply:
     after = apply(before, event)
     serving.metrics.folds.labels("apply").observe(time.perf_counter() - started)
     optimize_at = serving.optimize_at(after, now=event.at)
-    answer = await write.append(event, before=before, after=after, answer=reply.model_dump(), optimize_at=optimize_at)
+    answer = await write.append(event, after=after, answer=reply.model_dump(), optimize_at=optimize_at)
     return FeedbackReply.model_validate(answer)
 
 

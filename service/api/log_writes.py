@@ -1,6 +1,5 @@
 """What feedback and edits have in common: they append to a user's log, race with others for it, and may be sent twice."""
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
@@ -9,10 +8,8 @@ import orjson
 from fastapi import Header
 from pydantic import BaseModel
 
-from service.contexts import Wanted
 from service.domain.events import Event
 from service.domain.fast_weights import FastWeights
-from service.domain.feedback import BASE
 from service.errors import Conflict, InvalidFields, StoreUnavailable
 from service.serving import Serving
 
@@ -84,9 +81,7 @@ class LogWrite:
             )
         return before["answer"]
 
-    async def append(
-        self, event: Event, *, before: FastWeights, after: FastWeights, answer: Any, optimize_at: float | None
-    ) -> Any:
+    async def append(self, event: Event, *, after: FastWeights, answer: Any, optimize_at: float | None) -> Any:
         """Append one event; the answer, which is the earlier one where the same request came first.
 
         Raises:
@@ -105,9 +100,6 @@ class LogWrite:
         )
         if receipt is not None:
             return self.answered(receipt)
-        if any(x.stated for name, x in after.exemplars.items() if name not in before.exemplars):
-            wanted = Wanted(self.tenant, self.user, after, BASE, absorbed=frozenset())
-            asyncio.get_running_loop().call_soon(self.serving.contexts.prepare_recall, wanted)
         return answer
 
     async def remember(self, answer: Any) -> None:

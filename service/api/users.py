@@ -67,7 +67,7 @@ async def edit(
         after = apply(before, event)
         optimize_at = serving.optimize_at(after, now=event.at, edited=True)
         made = {"revision": event.revision}
-        answer = await write.append(event, before=before, after=after, answer=made, optimize_at=optimize_at)
+        answer = await write.append(event, after=after, answer=made, optimize_at=optimize_at)
         if answer != made:
             return await serving.store.users.chat_state(tenant=caller.tenant, user=user)
         return replace(state, fast_weights=after)

@@ -8,6 +8,7 @@ exemplars fit, some room is kept for those of this epoch, so that not every new 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.domain.cold_start import offered
 from service.domain.events import Member
@@ -48,6 +49,18 @@ class Context(Frozen):
 
 
 @dataclass(frozen=True)
+class _Places:
+    """Which exemplars have a place whatever the prompt."""
+
+    staying: tuple[Exemplar, ...]
+    """As they are rendered."""
+    left: Sequence[Exemplar]
+    """Who competes for what is left of the room, best first."""
+    tokens: int
+    """Of those that stay."""
+
+
+@dataclass(frozen=True)
 class Ranked:
     """How the items of one user stand before a prompt is known; `context` is what is left to do for each."""
 
@@ -70,21 +83,36 @@ class Ranked:
             similarity: of exemplars to the prompt, by id; with it the nearest of those left out get part of the exemplars' room, or what
                 a member leaves of it.
         """
-        room, member = self._budget_tokens - self._used, self._ranking.member
-        exemplars, recalled, tokens = _exemplars(
-            self._wanted, self._ranking, cost=self._cost, room=room, similarity=similarity
-        )
+        member, cost = self._ranking.member, self._cost
+        places = self._places_beside_recall if similarity else self._all_places
+        room = self._room - places.tokens
+        left = _nearest(places.left, similarity) if similarity else places.left
+        recalled, tokens = _fill(left, cost=cost, budget=room)
         if similarity and member:
-            found, more = _fill(_nearest(self._others, similarity), cost=self._cost, budget=room - tokens)
-            recalled, tokens = [*found[::-1], *recalled], tokens + more
+            others, more = _fill(_nearest(self._others, similarity), cost=cost, budget=room - tokens)
+            recalled, tokens = [*recalled, *others], tokens + more
         return Context(
             revision=self._ranking.state.revision,
             member=member.id if member else AUTO,
             guidelines=self._guidelines,
-            exemplars=self._ranking.rendered(exemplars),
-            recalled=tuple(recalled),
-            tokens=self._used + tokens,
+            exemplars=places.staying,
+            recalled=tuple(recalled[::-1]),
+            tokens=self._used + places.tokens + tokens,
         )
+
+    @property
+    def _room(self) -> int:
+        """Tokens for exemplars."""
+        return self._budget_tokens - self._used
+
+    @cached_property
+    def _all_places(self) -> _Places:
+        return _places(self._wanted, self._ranking, cost=self._cost, room=self._room, budget=self._room)
+
+    @cached_property
+    def _places_beside_recall(self) -> _Places:
+        budget = int(self._room * (1 - RECALL_SHARE))
+        return _places(self._wanted, self._ranking, cost=self._cost, room=self._room, budget=budget)
 
 
 def ranked(
@@ -154,19 +182,18 @@ def _nearest(exemplars: Iterable[Exemplar], similarity: Mapping[str, float]) -> 
     return sorted(known, key=lambda x: (similarity[x.id], x.id), reverse=True)
 
 
-def _exemplars(
-    wanted: Sequence[Exemplar],
-    ranking: Ranking,
-    *,
-    cost: Callable[[Exemplar], int],
-    room: int,
-    similarity: Mapping[str, float] | None,
-) -> tuple[list[Exemplar], list[Exemplar], int]:
-    """The exemplars that stay from chat to chat; those that fill what is left of the room, best last; and the tokens of all."""
+def _places(
+    wanted: Sequence[Exemplar], ranking: Ranking, *, cost: Callable[[Exemplar], int], room: int, budget: int
+) -> _Places:
+    """Who stays from chat to chat.
+
+    Args:
+        room: tokens of all exemplars.
+        budget: tokens of those that stay, where not all fit.
+    """
     everything, tokens = _fill(wanted, cost=cost, budget=room)
     if len(everything) == len(wanted):
-        return everything, [], tokens
-    budget = int(room * (1 - RECALL_SHARE)) if similarity else room
+        return _Places(ranking.rendered(everything), (), tokens)
     kept = int(budget * EPOCH_SHARE)
     since = ranking.epoch(wanted, cost, room=kept)
     young = [x for x in wanted if x.pinned or (x.stated and x.renewed > since)]
@@ -175,11 +202,7 @@ def _exemplars(
     older, more = _fill((x for x in wanted if x.id not in ids), cost=cost, budget=budget - max(tokens, kept))
     staying, tokens = staying + older, tokens + more
     ids = {x.id for x in staying}
-    left = [x for x in wanted if x.id not in ids]
-    if similarity:
-        left = _nearest(left, similarity)
-    rest, more = _fill(left, cost=cost, budget=room - tokens)
-    return staying, rest[::-1], tokens + more
+    return _Places(ranking.rendered(staying), [x for x in wanted if x.id not in ids], tokens)
 
 
 def left_out(

@@ -30,10 +30,11 @@ class EmbeddingStore:
         self._seconds = cache_seconds
 
     async def get(self, items: Sequence[str], *, tenant: str, user: str, model: str) -> dict[str, NDArray[np.float32]]:
-        """The stored vectors of these items; those that are not stored are left out."""
+        """The stored vectors of these items, kept for another while; those that are not stored are left out."""
         if not items:
             return {}
-        rows = await self._redis.call("HMGET", UserKeys(tenant=tenant, user=user).embeddings(model), *items)
+        key = UserKeys(tenant=tenant, user=user).embeddings(model)
+        rows, _ = await self._redis.pipeline([("HMGET", key, *items), ("EXPIRE", key, self._seconds)])
         return {
             item: np.frombuffer(row, STORED).astype(np.float32)
             for item, row in zip(items, rows, strict=True)

@@ -43,6 +43,11 @@ class OptimizationStore:
         keys = UserKeys(tenant=tenant, user=user)
         await self._redis.call("ZADD", keys.optimize, at, keys.member)
 
+    async def plan(self, *, tenant: str, user: str, at: float) -> None:
+        """Have a user's contexts optimized at a time, unless some other time is planned."""
+        keys = UserKeys(tenant=tenant, user=user)
+        await self._redis.call("ZADD", keys.optimize, "NX", at, keys.member)
+
     async def ask_for_all(self, users: Iterable[str], *, tenant: str, at: float) -> None:
         """Have the contexts of many users optimized at a time, whatever was planned."""
         keys = [UserKeys(tenant=tenant, user=user) for user in users]

@@ -21,6 +21,7 @@ from service.domain.context import choose
 from service.domain.fast_weights import FastWeights
 from service.domain.feedback import FeedbackEvent, Signals
 from service.domain.fold import apply
+from service.embedding import OnnxEmbedder
 from service.keys import ensure_keys
 from service.settings import Settings
 from service.store import open_store
@@ -30,11 +31,12 @@ from tests.benchmarks import processes, stored
 from tests.benchmarks.load import http_request, load
 from tests.benchmarks.material import Caller, headers, numbers, said
 from tests.benchmarks.stats import Round, percentile
+from tests.benchmarks.vectors import embed
 from workers.archive import archive_logs
 
 USER = stored.TEMPLATE_USER
 KEYS = UserKeys(tenant=stored.TENANT, user=USER)
-HELD = (KEYS.log, KEYS.state, KEYS.snapshot, KEYS.user)
+HELD = (KEYS.log, KEYS.state, KEYS.snapshot, KEYS.user, KEYS.embeddings(OnnxEmbedder.name))
 # Of a round.
 FEEDBACKS, CHATS = 24, 12
 RECALLING, NOT_RECALLING = "with recall", "without"
@@ -55,7 +57,7 @@ class Moment:
     """What that takes of Redis's memory."""
     rounds: list[Round] = field(default_factory=list)
     overhead_ms: dict[str, list[float]] = field(default_factory=lambda: {RECALLING: [], NOT_RECALLING: []})
-    """The gateway's own part of a chat, the median of each round; with recall it waits for the embedding of the prompt."""
+    """The gateway's own part of a chat, the median of each round; with recall it encodes the prompt."""
     cpu_seconds: float = 0.0
     """The gateway's, of all rounds' feedbacks: what a busy machine changes least."""
 
@@ -104,6 +106,7 @@ class Lives:
             if n % ARCHIVE_EVERY == 0:
                 await archive_logs(store, self._settings, now=time.time())
             if n + 1 in lengths:
+                await embed(store, self._settings, tenant=stored.TENANT, user=USER)
                 keys = [key for key in HELD if self._redis.exists(key)]
                 held = sum(self._redis.memory_usage(key, samples=0) or 0 for key in keys)
                 self.at[n + 1] = Moment(state, {key: self._redis.dump(key) or b"" for key in keys}, held)

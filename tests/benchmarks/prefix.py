@@ -6,6 +6,7 @@ nobody shares: exemplars before guidelines, ordered by likeness to the question 
 """
 
 import argparse
+import asyncio
 import itertools
 import os
 import tempfile
@@ -22,11 +23,14 @@ from rich.table import Table
 
 from service.domain.context import GUIDELINES_HEADING
 from service.keys import ensure_keys
-from tests.benchmarks import processes
+from service.settings import Settings
+from service.store import open_store
+from tests.benchmarks import processes, stored
 from tests.benchmarks.material import Caller
 from tests.benchmarks.mock_vllm import MODEL
 from tests.benchmarks.stats import json_line
 from tests.benchmarks.terminal import terminal
+from tests.benchmarks.vectors import embed
 from tests.e2e.tour import LESSONS
 
 ASKED = (
@@ -104,8 +108,9 @@ def lessons() -> Iterator[tuple[str, dict[str, Any]]]:
 class Asker:
     """Asks the gateway and keeps what vLLM says of its cache."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, redis_url: str) -> None:
         self._caller = caller
+        self._settings = Settings(redis_url=redis_url)
 
     def chat(self, user: str, messages: Messages, **more: object) -> dict[str, Any]:
         body = {"model": MODEL, "messages": messages, "max_tokens": 1, "temperature": 0, **more}
@@ -123,6 +128,12 @@ class Asker:
     def teach(self, question: str, said: dict[str, Any]) -> None:
         reply = self.chat("ada", [{"role": "user", "content": question}])
         self._caller.call("POST", "/v1/feedback", "ada", {"interaction_id": reply["id"], **said})
+        asyncio.run(self._embed())
+
+    async def _embed(self) -> None:
+        store = open_store(self._settings)
+        await embed(store, self._settings, tenant=stored.TENANT, user="ada")
+        await store.close()
 
     def ask_all(self, feedback: Feedback, questions: Sequence[str]) -> None:
         """Ask the questions in every layout."""
@@ -198,7 +209,8 @@ def running(folder: Path) -> Iterator[Asker]:
         gateway = stack.enter_context(
             processes.gateway(folder / "gateway", cores=cores, redis_port=server.port, vllm_port=vllm.port)
         )
-        yield Asker(Caller(gateway.port, keys.first("client"), timeout_seconds=120))
+        caller = Caller(gateway.port, keys.first("client"), timeout_seconds=120)
+        yield Asker(caller, f"redis://127.0.0.1:{server.port}/0")
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ def optimizing(store: Store, settings: Settings, scorer: PlantedScorer, **change
     def means_of(tenant: str, user: str, cancelled: Callable[[], bool]) -> Means:
         return means(scorer, **({"cancelled": cancelled} | changes))
 
-    return Optimizing(store=store, settings=settings, count=words, means=means_of, clock=lambda: 1000.0)
+    async def embed(tenant: str, user: str, state: FastWeights) -> None: ...
+
+    return Optimizing(store=store, settings=settings, count=words, means=means_of, embed=embed, clock=lambda: 1000.0)
 
 
 async def counted(store: Store) -> dict[tuple[str, str], int]:

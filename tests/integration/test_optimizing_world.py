@@ -1,18 +1,21 @@
 """Optimizing over real HTTP and Redis: what is asked of vLLM, the embedder and the reflection endpoint, and what if they are away."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from redis import Redis
 
 from service.domain.feedback import BASE, Message
 from service.engine import MAX_SCORED_REPLIES
 from service.errors import EmbedderUnavailable
 from service.settings import Settings
 from service.store import Store
+from service.store.keys import UserKeys
 from service.tokens import Tokens
 from service.vllm import VllmEngine
 from tests.context_search_data import corrections
-from tests.fakes import MODEL, FakeVllm
+from tests.fakes import MODEL, FakeEmbedder, FakeVllm
 from tests.gateway import free_port
 from tests.integration.test_optimizing import KEY, counted, said, say
 from workers.context_search.world import OnVllm, optimizing
@@ -100,10 +103,8 @@ class Broken:
 
     name = "broken"
 
-    async def embed(self, texts):
+    def embed(self, texts):
         raise EmbedderUnavailable("no model")
-
-    def close(self) -> None: ...
 
 
 @pytest.mark.parametrize("embedder", [None, Broken()])
@@ -124,3 +125,52 @@ async def test_without_the_reflection_endpoint_the_search_goes_on_and_it_is_coun
     away = settings.model_copy(update={"reflection_url": f"http://127.0.0.1:{free_port()}/v1", "reflection_model": "m"})
     assert await over(store, engine, tokens, away).optimize(**KEY) in ("improved", "kept")
     assert (await counted(store))["optimize_without", "reflection"] > 0
+
+
+def embedded(redis_url: str, model: str = "words") -> set[str]:
+    with Redis.from_url(redis_url) as client:
+        fields: Any = client.hkeys(UserKeys(**KEY).embeddings(model))
+        return {field.decode() for field in fields}
+
+
+async def test_exemplars_that_do_not_all_fit_are_embedded_and_what_is_gone_is_dropped(
+    store: Store, engine: VllmEngine, tokens: Tokens, settings: Settings, redis_url: str
+) -> None:
+    embedder = FakeEmbedder()
+    await said(store, 12)
+    await store.embeddings.put({"gone": FakeEmbedder().encode("gone")}, **KEY, model=embedder.name)
+    await over(store, engine, tokens, settings, embedder).optimize(**KEY)
+    state = await store.users.fast_weights(**KEY)
+    assert embedded(redis_url) == set(state.exemplars)
+    assert {x.prompt for x in state.exemplars.values()} <= set(embedder.texts)
+
+    # The next time only what is new is computed, and a search that can't be made leaves that to do.
+    embedder.texts.clear()
+    event = corrections(13)[-1]
+    state = await say(store, event.model_copy(update={"revision": state.revision + 1}))
+    away = VllmEngine(settings.model_copy(update={"vllm_url": f"http://127.0.0.1:{free_port()}"}))
+    assert await over(store, away, tokens, settings, embedder).optimize(**KEY) == "scorer-away"
+    await away.close()
+    assert embedded(redis_url) == set(state.exemplars)
+    assert "Question 13?" in embedder.texts
+    assert "Question 1?" not in embedder.texts
+
+
+async def test_exemplars_that_all_chats_have_are_not_embedded(
+    store: Store, engine: VllmEngine, tokens: Tokens, settings: Settings, redis_url: str
+) -> None:
+    await said(store, 2)
+    assert await over(store, engine, tokens, settings, FakeEmbedder()).optimize(**KEY) == "too-little"
+    assert embedded(redis_url) == set()
+
+
+@pytest.mark.parametrize("embedder", [None, Broken()])
+async def test_exemplars_that_can_not_be_embedded_are_counted(
+    store: Store, engine: VllmEngine, tokens: Tokens, settings: Settings, embedder: Broken | None
+) -> None:
+    await said(store, 12)
+    await over(store, engine, tokens, settings, embedder).optimize(**KEY)
+    assert (await counted(store))["optimize_without", "recall"] == 1
+    without = settings.model_copy(update={"recall": False})
+    await over(store, engine, tokens, without, embedder).optimize(**KEY)
+    assert (await counted(store))["optimize_without", "recall"] == 1

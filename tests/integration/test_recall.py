@@ -1,25 +1,23 @@
-"""Recall over a real Redis: what is stored, what is computed, and that a chat never waits for either."""
+"""Recall over a real Redis: exemplars are compared with a prompt as far as a worker has embedded them, and what is missing is planned."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+import time
+from collections.abc import AsyncIterator
 
 import pytest
 from redis import Redis
 
 from service.domain.fast_weights import MAX_EXEMPLARS
 from service.domain.items import Exemplar
-from service.errors import EmbedderUnavailable
 from service.metrics import Metrics
-from service.recall import MAX_COMPUTED, MAX_PENDING, Recall
+from service.recall import LOOK_AGAIN_SECONDS, Recall
 from service.settings import Settings
 from service.store import Store, open_store
 from service.store.keys import UserKeys
 from service.tokens import Tokens
 from tests.conftest import gateway_client
 from tests.factories import give_feedback
-from tests.fakes import FakeEmbedder, RecordedJobs
-from tests.waiting import PATIENCE_SECONDS, until
+from tests.fakes import FakeEmbedder, FakeVllm, RecordedJobs
+from workers.context_search.embedded import embed_exemplars
 
 ALICE: dict[str, str] = {"tenant": "acme", "user": "alice"}
 EGGS, TAXES = "how to boil an egg", "which taxes apply in Spain"
@@ -29,31 +27,40 @@ def exemplar(name: str, prompt: str) -> Exemplar:
     return Exemplar(id=name, sources={"i": 1}, prompt=prompt, reply="A reply.", rejected="")
 
 
+TWO = [exemplar("x1", TAXES), exemplar("x2", EGGS)]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
 
 
 @pytest.fixture
-async def embedder() -> FakeEmbedder:
+def embedder() -> FakeEmbedder:
     return FakeEmbedder()
 
 
 @pytest.fixture
-async def recall(store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics) -> AsyncIterator[Recall]:
-    recall = Recall(store.embeddings, embedder, settings.model_copy(update={"recall_timeout_seconds": 5.0}), metrics)
-    yield recall
-    embedder.free.set()
-    await recall.aclose()
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
-async def hasty(store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics) -> AsyncIterator[Recall]:
-    """Recall that does not wait for an embedder that is held."""
-    recall = Recall(store.embeddings, embedder, settings.model_copy(update={"recall_timeout_seconds": 0.01}), metrics)
-    yield recall
-    embedder.free.set()
-    await recall.aclose()
+def recall(store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics, clock: Clock) -> Recall:
+    return Recall(store, embedder, settings, metrics, clock)
+
+
+async def embed(store: Store, embedder: FakeEmbedder, *exemplars: Exemplar, **user: str) -> None:
+    rows = FakeEmbedder().embed([e.prompt for e in exemplars])
+    vectors = {e.id: row for e, row in zip(exemplars, rows, strict=True)}
+    await store.embeddings.put(vectors, **(ALICE | user), model=embedder.name)
 
 
 def counted(metrics: Metrics) -> dict[str, float]:
@@ -61,178 +68,144 @@ def counted(metrics: Metrics) -> dict[str, float]:
     return {s.labels["outcome"]: s.value for s in samples}
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
-    async def look() -> bool:
-        return holds()
-
-    await until(look, every=0.01)
-
-
-def stored(redis_url: str, *, model: str = "words", **user: str) -> set[str]:
-    with Redis.from_url(redis_url) as client:
-        fields: Any = client.hkeys(UserKeys(**(ALICE | user)).embeddings(model))
-        return {field.decode() for field in fields}
-
-
-async def test_the_exemplar_like_the_prompt_is_the_nearest(recall: Recall, metrics: Metrics) -> None:
-    found = await recall.similarities("how to boil water", [exemplar("x1", TAXES), exemplar("x2", EGGS)], **ALICE)
+async def test_the_exemplar_like_the_prompt_is_the_nearest(
+    recall: Recall, store: Store, embedder: FakeEmbedder, metrics: Metrics
+) -> None:
+    await embed(store, embedder, *TWO)
+    found = await recall.similarities("how to boil water", TWO, **ALICE)
     assert found is not None
     assert found["x2"] > 0.5 > found["x1"]
     assert counted(metrics) == {"ok": 1}
-
-
-async def test_an_exemplar_is_embedded_once_and_expires_as_a_cache(
-    recall: Recall, embedder: FakeEmbedder, redis_url: str
-) -> None:
-    first = await recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE)
-    again = await recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE)
-    assert embedder.texts.count(EGGS) == 1
-    assert first == pytest.approx(again, abs=1e-3)
-    with Redis.from_url(redis_url) as client:
-        key = UserKeys(**ALICE).embeddings("words")
-        assert client.ttl(key) > 0
-        assert client.hstrlen(key, "x1") == 768
+    assert embedder.texts == ["how to boil water"]
 
 
 async def test_vectors_are_at_hand_while_the_exemplars_stay_the_same(
-    recall: Recall, embedder: FakeEmbedder, redis_url: str
+    recall: Recall, store: Store, embedder: FakeEmbedder, redis_url: str
 ) -> None:
-    two = [exemplar("x1", EGGS), exemplar("x2", TAXES)]
-    first = await recall.similarities("boil", two, **ALICE)
+    await embed(store, embedder, *TWO)
+    await embed(store, embedder, exemplar("x1", EGGS), user="bob")
+    first = await recall.similarities("boil", TWO, **ALICE)
     with Redis.from_url(redis_url) as client:
         client.delete(UserKeys(**ALICE).embeddings("words"))
-    assert await recall.similarities("boil", two, **ALICE) == first
-    assert embedder.texts.count(EGGS) == 1
+    assert await recall.similarities("boil", TWO, **ALICE) == first
     # Another user's with the same names are not taken for hers, nor hers for others that she has by now.
-    assert await recall.similarities("boil", two, **(ALICE | {"user": "bob"})) == pytest.approx(first, abs=1e-3)
-    fewer = await recall.similarities("boil", two[1:], **ALICE)
-    assert list(fewer or ()) == ["x2"]
-    assert embedder.texts.count(TAXES) == 3
+    of_bob = await recall.similarities("boil", TWO, **(ALICE | {"user": "bob"}))
+    assert of_bob == {"x1": pytest.approx((first or {})["x2"], abs=1e-3)}
+    assert await recall.similarities("boil", TWO[1:], **ALICE) is None
 
 
-async def test_feedback_leaves_the_embeddings_of_what_the_user_has_now(
-    recall: Recall, embedder: FakeEmbedder, redis_url: str
+async def test_what_is_not_embedded_is_left_out_planned_once_and_looked_for_again(
+    recall: Recall, store: Store, embedder: FakeEmbedder, metrics: Metrics, clock: Clock
 ) -> None:
-    recall.remember([exemplar("x1", EGGS)], **ALICE)
-    await eventually(lambda: stored(redis_url) == {"x1"})
-    recall.remember([exemplar("x2", TAXES)], **ALICE)
-    await eventually(lambda: stored(redis_url) == {"x2"})
-    assert await recall.similarities(TAXES, [exemplar("x2", TAXES)], **ALICE) == {"x2": pytest.approx(1.0, abs=1e-3)}
-    assert embedder.texts == [EGGS, TAXES, TAXES]
+    assert await recall.similarities("boil", TWO, **ALICE) is None
+    assert counted(metrics) == {"not-embedded": 1}
+    assert await store.optimizations.due(now=time.time()) == [("acme", "alice")]
+    await store.optimizations.settle(**ALICE, revision=0)
+
+    await embed(store, embedder, TWO[0])
+    assert await recall.similarities("boil", TWO, **ALICE) is None
+    clock.now += LOOK_AGAIN_SECONDS
+    assert list(await recall.similarities("taxes", TWO, **ALICE) or ()) == ["x1"]
+    await embed(store, embedder, TWO[1])
+    clock.now += LOOK_AGAIN_SECONDS
+    assert set(await recall.similarities("taxes", TWO, **ALICE) or ()) == {"x1", "x2"}
+    # A worker that can't embed is not asked for the same by every chat.
+    assert await store.optimizations.due(now=time.time()) == []
 
 
-async def test_users_tenants_and_models_are_kept_apart(
-    recall: Recall, store: Store, settings: Settings, metrics: Metrics, redis_url: str
+async def test_a_time_that_was_planned_stays(recall: Recall, store: Store) -> None:
+    later = time.time() + 1000
+    await store.optimizations.ask_for(**ALICE, at=later)
+    await recall.similarities("boil", TWO, **ALICE)
+    assert await store.optimizations.due(now=later - 1) == []
+    assert await store.optimizations.due(now=later) == [("acme", "alice")]
+
+
+async def test_where_nothing_is_optimized_nothing_is_planned(
+    store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics
 ) -> None:
-    other_model = FakeEmbedder("other-model")
-    other = Recall(store.embeddings, other_model, settings, metrics)
-    await recall.similarities("boil", [exemplar("x1", EGGS)], tenant="acme", user="alice")
-    await recall.similarities("boil", [exemplar("x1", TAXES)], tenant="globex", user="alice")
-    await other.similarities("boil", [exemplar("x1", EGGS)], tenant="acme", user="alice")
-    assert other_model.texts == ["boil", EGGS]
-    found = await recall.similarities("boil", [exemplar("x1", EGGS)], tenant="acme", user="alice")
-    assert found is not None
-    assert found["x1"] > 0
-    assert stored(redis_url, user="bob") == set()
-    await other.aclose()
+    recall = Recall(store, embedder, settings.model_copy(update={"optimize": False}), metrics)
+    assert await recall.similarities("boil", TWO, **ALICE) is None
+    assert await store.optimizations.due(now=time.time()) == []
 
 
-async def test_no_chat_pays_for_a_long_history_at_once(recall: Recall, embedder: FakeEmbedder) -> None:
-    many = [exemplar(f"x{n}", f"prompt {n}") for n in range(MAX_COMPUTED + 10)]
-    found = await recall.similarities("prompt", many, **ALICE)
-    assert found is not None
-    assert set(found) == {x.id for x in many[10:]}
-    assert set(await recall.similarities("prompt", many, **ALICE) or {}) == {x.id for x in many}
-
-
-async def test_a_slow_model_costs_a_chat_its_recall_and_serves_the_next(
-    hasty: Recall, recall: Recall, embedder: FakeEmbedder, metrics: Metrics, redis_url: str
+async def test_models_are_kept_apart_and_vectors_expire_as_a_cache(
+    recall: Recall, store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics, redis_url: str
 ) -> None:
-    embedder.free.clear()
-    assert await hasty.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
-    assert counted(metrics) == {"timeout": 1}
-    embedder.free.set()
-    await eventually(lambda: stored(redis_url) == {"x1"})
-    assert await recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is not None
-    assert embedder.texts.count(EGGS) == 1
+    await embed(store, embedder, *TWO)
+    other = Recall(store, FakeEmbedder("other-model"), settings, metrics)
+    assert await other.similarities("boil", TWO, **ALICE) is None
+    with Redis.from_url(redis_url) as client:
+        key = UserKeys(**ALICE).embeddings("words")
+        client.expire(key, 10)
+        assert client.hstrlen(key, "x1") == 768
+        assert await recall.similarities("boil", TWO, **ALICE) is not None
+        assert client.ttl(key) > 10
 
 
-async def test_a_model_that_fails_or_is_not_installed_costs_a_chat_its_recall(
-    recall: Recall, embedder: FakeEmbedder, store: Store, settings: Settings, metrics: Metrics
+async def test_without_an_encoder_chats_go_on_and_are_counted(
+    store: Store, settings: Settings, metrics: Metrics
 ) -> None:
-    embedder.broken = EmbedderUnavailable("broken")
-    assert await recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
-    without = Recall(store.embeddings, None, settings, metrics)
-    assert await without.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
-    without.remember([exemplar("x1", EGGS)], **ALICE)
-    await without.aclose()
-    assert counted(metrics) == {"unavailable": 2}
+    without = Recall(store, None, settings, metrics)
+    assert await without.similarities("boil", TWO, **ALICE) is None
+    assert counted(metrics) == {"unavailable": 1}
 
 
 async def test_recall_that_is_switched_off_is_not_counted_as_missing(
     store: Store, settings: Settings, metrics: Metrics
 ) -> None:
-    off = Recall(store.embeddings, None, settings.model_copy(update={"recall": False}), metrics)
-    assert await off.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
+    off = Recall(store, None, settings.model_copy(update={"recall": False}), metrics)
+    assert await off.similarities("boil", TWO, **ALICE) is None
     assert counted(metrics) == {}
 
 
-async def test_redis_away_costs_a_chat_its_recall_and_a_feedback_its_embeddings(
-    embedder: FakeEmbedder, settings: Settings, metrics: Metrics
+@pytest.fixture
+async def away(settings: Settings) -> AsyncIterator[Store]:
+    store = open_store(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
+    yield store
+    await store.close()
+
+
+async def test_redis_away_costs_a_chat_its_recall(
+    away: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics
 ) -> None:
-    away = open_store(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
-    recall = Recall(away.embeddings, embedder, settings.model_copy(update={"recall_timeout_seconds": 5.0}), metrics)
-    assert await recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
-    recall.remember([exemplar("x1", EGGS)], **ALICE)
-    await eventually(lambda: counted(metrics) == {"unavailable": 1, "not-remembered": 1})
-    await recall.aclose()
-    await away.close()
+    recall = Recall(away, embedder, settings, metrics)
+    assert await recall.similarities("boil", TWO, **ALICE) is None
+    assert counted(metrics) == {"unavailable": 1}
 
 
-async def test_what_waits_for_the_model_is_bounded(hasty: Recall, embedder: FakeEmbedder, metrics: Metrics) -> None:
-    embedder.free.clear()
-    for n in range(MAX_PENDING + 5):
-        hasty.remember([exemplar(f"x{n}", EGGS)], **ALICE)
-    assert counted(metrics) == {"not-remembered": 5}
-    assert await hasty.similarities("boil", [exemplar("x1", EGGS)], **ALICE) is None
-    assert counted(metrics)["unavailable"] == 1
-
-
-async def test_closing_drops_what_is_under_way(
-    store: Store, embedder: FakeEmbedder, settings: Settings, metrics: Metrics, redis_url: str
+async def test_as_many_users_as_are_kept_at_hand(
+    recall: Recall, store: Store, embedder: FakeEmbedder, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedder.free.clear()
-    recall = Recall(store.embeddings, embedder, settings, metrics)
-    recall.remember([exemplar("x1", EGGS)], **ALICE)
-    await asyncio.wait_for(recall.aclose(), PATIENCE_SECONDS)
-    assert embedder.closed
-    assert stored(redis_url) == set()
+    monkeypatch.setattr("service.recall.CACHED_USERS", 2)
+    for user in ("ann", "ben", "cyd"):
+        await embed(store, embedder, *TWO, user=user)
+        await recall.similarities("boil", TWO, **(ALICE | {"user": user}))
+    with Redis.from_url(redis_url) as client:
+        client.flushdb()
+    found = {user: await recall.similarities("boil", TWO, **(ALICE | {"user": user})) for user in ("cyd", "ben", "ann")}
+    assert found["cyd"] is not None
+    assert found["ben"] == found["cyd"]
+    assert found["ann"] is None
 
 
-async def test_a_chat_that_is_given_up_leaves_its_embedding_to_finish(
-    recall: Recall, embedder: FakeEmbedder, redis_url: str
-) -> None:
-    embedder.free.clear()
-    chat = asyncio.create_task(recall.similarities("boil", [exemplar("x1", EGGS)], **ALICE))
-    await asyncio.sleep(0)
-    chat.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await chat
-    embedder.free.set()
-    await eventually(lambda: stored(redis_url) == {"x1"})
-
-
-async def test_a_correction_that_takes_an_older_ones_place_is_embedded_too(
-    store: Store, settings: Settings, tokens: Tokens, jobs: RecordedJobs, embedder: FakeEmbedder, redis_url: str
+async def test_a_chat_is_shown_the_exemplar_that_a_worker_embedded_and_that_is_like_it(
+    store: Store, settings: Settings, tokens: Tokens, jobs: RecordedJobs, embedder: FakeEmbedder, vllm: FakeVllm
 ) -> None:
     for n in range(1, MAX_EXEMPLARS + 1):
         await give_feedback(store, n)
-    body = {"model": settings.model_name, "messages": [{"role": "user", "content": EGGS}]}
+    state = await store.users.fast_weights(**ALICE)
+    oldest = min(state.exemplars.values(), key=lambda x: x.born)
+    body = {"model": settings.model_name, "messages": [{"role": "user", "content": oldest.prompt}]}
     async with gateway_client(settings, tokens, jobs, embedder) as client:
-        interaction = (await client.post("/v1/chat/completions", json=body)).json()["id"]
-        given = await client.post("/v1/feedback", json={"interaction_id": interaction, "correction": "Four minutes."})
-        assert given.status_code == 200
-        state = await store.users.fast_weights(**ALICE)
-        [newest] = [x.id for x in state.exemplars.values() if x.reply == "Four minutes."]
-        assert len(state.exemplars) == MAX_EXEMPLARS
-        await eventually(lambda: newest in stored(redis_url))
+        await client.post("/v1/chat/completions", json=body)
+        assert oldest.reply not in said_before(vllm)
+        await embed_exemplars(state, store=store.embeddings, embedder=FakeEmbedder(), **ALICE)
+    async with gateway_client(settings, tokens, jobs, embedder) as client:
+        await client.post("/v1/chat/completions", json=body)
+        assert said_before(vllm)[-1] == oldest.reply
+
+
+def said_before(vllm: FakeVllm) -> list[str]:
+    """The exemplars' replies that vLLM was sent last, in order."""
+    return [message["content"] for message in vllm.bodies[-1]["messages"] if message["role"] == "assistant"]

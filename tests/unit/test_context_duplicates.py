@@ -1,7 +1,5 @@
 """Guidelines that say the same: what is merged, and what only looks alike."""
 
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -17,11 +15,9 @@ class Embeds:
     def __init__(self, vectors: dict[str, list[float]]) -> None:
         self._vectors = vectors
 
-    async def embed(self, texts):
+    def embed(self, texts):
         rows = np.array([self._vectors[text] for text in texts], dtype=np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    def close(self) -> None: ...
 
 
 def guideline(name, text, born, **changes):
@@ -30,7 +26,7 @@ def guideline(name, text, born, **changes):
 
 def found(*guidelines, near=()):
     vectors = {g.text: [1.0, 0.01 * n] if g.id in near else [0.0, 1.0] for n, g in enumerate(guidelines)}
-    return asyncio.run(find(guidelines, Embeds(vectors)))
+    return find(guidelines, Embeds(vectors))
 
 
 def test_the_newer_of_two_that_say_the_same_joins_the_older() -> None:

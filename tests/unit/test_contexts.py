@@ -34,7 +34,7 @@ def of(state: FastWeights, user: str = "alice") -> Wanted:
 @pytest.fixture
 def contexts(tokens: Tokens) -> Contexts:
     settings = Settings(_env_file=None, recall=False)
-    return Contexts(tokens, settings, Recall(open_store(settings).embeddings, None, settings, Metrics()))
+    return Contexts(tokens, settings, Recall(open_store(settings), None, settings, Metrics()))
 
 
 async def test_the_same_fast_weights_are_chosen_from_once_and_any_change_is_seen(contexts: Contexts) -> None:

@@ -1,7 +1,6 @@
 """The embedding model as it is installed, and what is done with its vectors."""
 
 import logging
-from collections.abc import Iterator
 from importlib.metadata import files
 from pathlib import Path
 
@@ -15,15 +14,14 @@ from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Iterator[OnnxEmbedder]:
+def minilm() -> OnnxEmbedder:
     loaded = load_embedder(Settings(_env_file=None))
     assert loaded is not None
-    yield loaded
-    loaded.close()
+    return loaded
 
 
-async def cosine(minilm: OnnxEmbedder, a: str, b: str) -> float:
-    return float(np.dot(*await minilm.embed([a, b])))
+def cosine(minilm: OnnxEmbedder, a: str, b: str) -> float:
+    return float(np.dot(*minilm.embed([a, b])))
 
 
 def unit_rows(*degrees: float) -> Vectors:
@@ -32,10 +30,10 @@ def unit_rows(*degrees: float) -> Vectors:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1)
 
 
-async def test_a_paraphrase_is_nearer_than_another_subject(minilm: OnnxEmbedder) -> None:
+def test_a_paraphrase_is_nearer_than_another_subject(minilm: OnnxEmbedder) -> None:
     question = "How do I boil an egg?"
-    near = await cosine(minilm, question, "What is the best way to cook eggs in water?")
-    far = await cosine(minilm, question, "Which taxes does a company pay in Spain?")
+    near = cosine(minilm, question, "What is the best way to cook eggs in water?")
+    far = cosine(minilm, question, "Which taxes does a company pay in Spain?")
     assert near > far + 0.4
 
 
@@ -43,44 +41,29 @@ async def test_a_paraphrase_is_nearer_than_another_subject(minilm: OnnxEmbedder)
     ("other", "published"),
     [("That is a very happy person", 0.943), ("That is a happy dog", 0.695), ("Today is a sunny day", 0.257)],
 )
-async def test_cosines_are_those_that_the_models_card_shows(minilm: OnnxEmbedder, other: str, published: float) -> None:
-    assert await cosine(minilm, "That is a happy person", other) == pytest.approx(published, abs=0.02)
+def test_cosines_are_those_that_the_models_card_shows(minilm: OnnxEmbedder, other: str, published: float) -> None:
+    assert cosine(minilm, "That is a happy person", other) == pytest.approx(published, abs=0.02)
 
 
-async def test_a_contradiction_may_be_nearer_than_a_paraphrase(minilm: OnnxEmbedder) -> None:
-    opposite = await cosine(minilm, "Always end with a question", "Never end with a question")
-    paraphrase = await cosine(minilm, "keep it short", "please keep it short")
+def test_a_contradiction_may_be_nearer_than_a_paraphrase(minilm: OnnxEmbedder) -> None:
+    opposite = cosine(minilm, "Always end with a question", "Never end with a question")
+    paraphrase = cosine(minilm, "keep it short", "please keep it short")
     assert opposite > 0.9 > paraphrase
 
 
-async def test_every_text_gets_a_row_of_length_one(minilm: OnnxEmbedder) -> None:
+def test_every_text_gets_a_row_of_length_one(minilm: OnnxEmbedder) -> None:
     texts = ["", "短い返事をください", "\ud800 lone", "a\0b", "word " * 50_000, "x" * 100_000]
-    rows = await minilm.embed(texts)
+    rows = minilm.embed(texts)
     assert rows.shape == (len(texts), WIDTH)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
-    assert (await minilm.embed([])).shape == (0, WIDTH)
+    assert minilm.embed([]).shape == (0, WIDTH)
 
 
-async def test_a_vector_does_not_depend_on_what_else_is_asked_for(minilm: OnnxEmbedder) -> None:
-    alone = await minilm.embed(["an egg, alone"])
-    fresh = load_embedder(Settings(_env_file=None))
-    assert fresh is not None
-    among = await fresh.embed(["a far longer text before it, " * 20, "an egg, alone"])
-    fresh.close()
+def test_a_vector_does_not_depend_on_what_else_is_asked_for(minilm: OnnxEmbedder) -> None:
+    alone = minilm.embed(["an egg, alone"])
+    among = minilm.embed(["a far longer text before it, " * 20, "an egg, alone"])
     np.testing.assert_array_equal(alone[0], among[1])
-
-
-async def test_texts_are_remembered_up_to_a_bound(minilm: OnnxEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "CACHED_TEXTS", 2)
-    fresh = load_embedder(Settings(_env_file=None))
-    assert fresh is not None
-    await fresh.embed(["one", "two", "one", "three"])
-    fresh.close()
-    # Nothing can be computed any more, so what still answers was remembered: the last two that were asked for.
-    assert (await fresh.embed(["one", "three"])).shape == (2, WIDTH)
-    with pytest.raises(RuntimeError, match="shutdown"):
-        await fresh.embed(["two"])
 
 
 def test_without_its_packages_there_is_no_embedder_and_a_warning_says_what_to_do(
@@ -105,33 +88,6 @@ def test_files_that_are_no_model_are_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(EmbedderUnavailable, match="can't be loaded"):
         OnnxEmbedder(tmp_path / "model.onnx", tmp_path / "tokenizer.json")
-
-
-def test_the_int8_model_is_made_once_and_where_nothing_can_be_kept_each_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, made = tmp_path / "model.onnx", iter([b"first", b"second", b"third"])
-    model.write_bytes(b"a model")
-    monkeypatch.setattr(embedding, "CACHE", tmp_path / "home" / "cache")
-    monkeypatch.setattr(embedding, "_quantized", lambda path: next(made))
-    assert [embedding.int8(model), embedding.int8(model)] == [b"first", b"first"]
-    assert [file.read_bytes() for file in (tmp_path / "home" / "cache").iterdir()] == [b"first"]
-    model.write_bytes(b"another model")
-    assert embedding.int8(model) == b"second"
-    monkeypatch.setattr(embedding, "CACHE", model / "no folder")
-    assert embedding.int8(model) == b"third"
-
-
-async def test_the_int8_model_says_nearly_what_the_packages_does(
-    minilm: OnnxEmbedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedding, "int8", lambda model: model)
-    exact = load_embedder(Settings(_env_file=None))
-    assert exact is not None
-    texts = ["How do I boil an egg?", "Which taxes apply in Spain", "keep it short", "Explain " + "the sky " * 20]
-    for ours, theirs in zip(await minilm.embed(texts), await exact.embed(texts), strict=True):
-        assert float(ours @ theirs) > 0.98
-    exact.close()
 
 
 def test_the_installed_onnxruntime_reports_to_nobody() -> None:

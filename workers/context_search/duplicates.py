@@ -24,14 +24,14 @@ class Duplicates:
     """Guideline -> newer ones that say nearly the same."""
 
 
-async def find(guidelines: Sequence[Guideline], embedder: Embedder) -> Duplicates:
+def find(guidelines: Sequence[Guideline], embedder: Embedder) -> Duplicates:
     """Near-duplicates among guidelines. What was put there by hand is never merged into another.
 
     Raises:
         EmbedderUnavailable: the model failed.
     """
     order = sorted(guidelines, key=lambda g: (not g.by_hand, not g.stated, g.born, g.id))
-    vectors = await embedder.embed([g.text for g in order])
+    vectors = embedder.embed([g.text for g in order])
 
     def apart(later: int, earlier: int) -> bool:
         return order[later].by_hand or not same(order[later].text, order[earlier].text)

@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from service.domain.absorption import absorbed
@@ -24,6 +24,7 @@ from service.errors import (
 from service.settings import Settings
 from service.store import Store
 from service.store.users import ChatState
+from workers.context_search.embedded import wants_recall
 from workers.context_search.examples import usable
 from workers.context_search.search import Found, Means, Work, search
 
@@ -41,6 +42,8 @@ REFUSED_SECONDS = 600.0
 
 MeansOf = Callable[[str, str, Callable[[], bool]], Means]
 """(tenant, user, whether to stop) -> what that user's search asks of the world."""
+EmbedOf = Callable[[str, str, FastWeights], Awaitable[None]]
+"""(tenant, user, fast weights) with more exemplars than fit: has them embedded for recall."""
 
 
 class Optimizing:
@@ -52,12 +55,20 @@ class Optimizing:
     """
 
     def __init__(
-        self, *, store: Store, settings: Settings, count: Count, means: MeansOf, clock: Callable[[], float] = time.time
+        self,
+        *,
+        store: Store,
+        settings: Settings,
+        count: Count,
+        means: MeansOf,
+        embed: EmbedOf,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._settings = settings
         self._count = count
         self._means = means
+        self._embed = embed
         self._clock = clock
 
     async def optimize(self, *, tenant: str, user: str) -> Outcome | None:
@@ -73,24 +84,44 @@ class Optimizing:
         if not held:
             return None
         try:
-            outcome = await self._search(tenant=tenant, user=user, deadline=time.monotonic() + limit)
+            outcome = await self._outcome(tenant=tenant, user=user, deadline=time.monotonic() + limit)
+            await self._embed_exemplars(tenant=tenant, user=user)
+        finally:
+            await queue.release(tenant=tenant, user=user, token=token)
+        await self._store.counts.add("optimize", outcome)
+        return outcome
+
+    async def _outcome(self, *, tenant: str, user: str, deadline: float) -> Outcome:
+        """How a search ends; one that could not be made is due again later."""
+        queue = self._store.optimizations
+        try:
+            return await self._search(tenant=tenant, user=user, deadline=deadline)
         except (EngineUnavailable, UpstreamRejected, ContextLengthExceeded) as error:
             log.warning("the contexts of %s stay as they are, vLLM can't score: %s", user, error)
             away = isinstance(error, EngineUnavailable)
             wait = AWAY_SECONDS if away else REFUSED_SECONDS
             await queue.ask_for(tenant=tenant, user=user, at=self._clock() + wait)
-            outcome = "scorer-away" if away else "scorer-refused"
+            return "scorer-away" if away else "scorer-refused"
         except StoreUnavailable:
             raise
         except Exception:
             # Its contexts still serve; every minute again it would only keep vLLM busy.
             log.exception("the contexts of %s stay as they are", user)
             await queue.ask_for(tenant=tenant, user=user, at=self._clock() + REFUSED_SECONDS)
-            outcome = "failed"
-        finally:
-            await queue.release(tenant=tenant, user=user, token=token)
-        await self._store.counts.add("optimize", outcome)
-        return outcome
+            return "failed"
+
+    async def _embed_exemplars(self, *, tenant: str, user: str) -> None:
+        """For recall, whatever came of the search."""
+        chat = await self._store.users.chat_state(tenant=tenant, user=user)
+        adapter, unneeded = await self._in_use(chat, tenant=tenant, user=user)
+        if wants_recall(
+            chat.fast_weights,
+            adapter=adapter,
+            absorbed=unneeded,
+            budget_tokens=self._settings.most_context_tokens,
+            count=self._count,
+        ):
+            await self._embed(tenant, user, chat.fast_weights)
 
     async def _search(self, *, tenant: str, user: str, deadline: float) -> Outcome:
         chat = await self._store.users.chat_state(tenant=tenant, user=user)

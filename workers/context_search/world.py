@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from service.domain.affinity import affinity_of
+from service.domain.fast_weights import FastWeights
 from service.domain.feedback import Message
 from service.domain.items import Guideline
 from service.embedding import Embedder
@@ -18,6 +19,7 @@ from service.tokens import Tokens
 from workers.context_search import duplicates
 from workers.context_search.candidates import Pool
 from workers.context_search.duplicates import Duplicates
+from workers.context_search.embedded import embed_exemplars
 from workers.context_search.judge import Asked
 from workers.context_search.reflection import Reflection, ask
 from workers.context_search.run import Optimizing
@@ -105,11 +107,24 @@ def optimizing(
             await without("embedder")
             return Duplicates()
         try:
-            return await duplicates.find(guidelines, model)
+            return duplicates.find(guidelines, model)
         except EmbedderUnavailable as error:
             log.warning("near-duplicate guidelines stay apart: %s", error)
             await without("embedder")
             return Duplicates()
+
+    async def embed(tenant: str, user: str, state: FastWeights) -> None:
+        if not settings.recall:
+            return
+        model = embedder()
+        if model is None:
+            await without("recall")
+            return
+        try:
+            await embed_exemplars(state, store=store.embeddings, embedder=model, tenant=tenant, user=user)
+        except EmbedderUnavailable as error:
+            log.warning("the exemplars of %s can't be recalled: %s", user, error)
+            await without("recall")
 
     def reflection(pool: Pool) -> Reflection | None:
         if not settings.reflection_url:
@@ -137,7 +152,7 @@ def optimizing(
             cancelled=cancelled,
         )
 
-    return Optimizing(store=store, settings=settings, count=tokens.count, means=means)
+    return Optimizing(store=store, settings=settings, count=tokens.count, means=means, embed=embed)
 
 
 def _within(asked: Sequence[T], most_replies: int) -> Iterator[Sequence[T]]:
