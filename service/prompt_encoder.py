@@ -68,8 +68,8 @@ class TokenVectors:
         ids = self.tokenizer.encode(readable(text).lower(), add_special_tokens=False).ids
         if not ids:
             return np.zeros(self.table.shape[1], np.float32)
-        mean: Vectors = self.table[ids].mean(axis=0, dtype=np.float32)
-        return mean
+        sums: Vectors = np.add.reduce(self.table[ids], dtype=np.float32)
+        return sums / np.float32(len(ids))
 
 
 class PromptEncoder:
@@ -107,7 +107,7 @@ class PromptEncoder:
         hidden_H = self._inner @ mean_W + self._inner_bias
         hidden_H /= 1 + np.exp(-hidden_H)
         row_D: Vectors = self._outer @ hidden_H + self._past @ mean_W + self._bias
-        return row_D / np.linalg.norm(row_D)
+        return row_D / np.sqrt(row_D @ row_D)
 
 
 def load_prompt_encoder(settings: Settings) -> PromptEncoder | None:

@@ -177,9 +177,9 @@ def choose(
 
 
 def _nearest(exemplars: Iterable[Exemplar], similarity: Mapping[str, float]) -> list[Exemplar]:
-    """Those whose likeness to the prompt is known, the nearest first."""
-    known = (x for x in exemplars if x.id in similarity)
-    return sorted(known, key=lambda x: (similarity[x.id], x.id), reverse=True)
+    """Those whose likeness to the prompt is known, the nearest first; of equals the better one."""
+    known = [x for x in exemplars if x.id in similarity]
+    return sorted(known, key=lambda x: -similarity[x.id])
 
 
 def _places(

@@ -20,6 +20,8 @@ from service.stack.process import Child
 VLLM_READY_SECONDS = 900.0
 # Streams in flight may end before the gateway does.
 GATEWAY_DRAIN_SECONDS = 25
+# Encoding a prompt takes three small products, which threads would only delay.
+GATEWAY_ENV = {"OPENBLAS_NUM_THREADS": "1"}
 GATEWAY = ("uvicorn", "service.api.app:app_from_env", "--factory", "--http", "service.api.protocol:PatientProtocol")
 """The gateway's server, without the interpreter and its address."""
 # A consolidation that does not end by then is done again at the next start, so it is not waited for.
@@ -102,7 +104,7 @@ def children(settings: Settings, keys: Keys) -> list[Child]:
             "the gateway",
             (*python, *gateway_command(full)),
             http_ok(f"{address(full)}/health/ready"),
-            env,
+            env | GATEWAY_ENV,
             stop_seconds=GATEWAY_DRAIN_SECONDS + 5.0,
         ),
     ]

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from deploy.lock import LEFT_OUT, pins
 from service.settings import Settings
+from service.stack.children import GATEWAY_ENV
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -146,6 +147,11 @@ def test_the_gateway_image_asks_for_no_gpu_stack() -> None:
     assert re.findall(r"\.\[(.*)\]", (ROOT / "deploy" / "Dockerfile.gateway").read_text()) == [
         "recall,tracing,s3,norms"
     ]
+
+
+def test_the_gateway_image_has_the_environment_of_fastslow_up() -> None:
+    given = dict(re.findall(r"^ENV (\w+)=(\S+)$", (ROOT / "deploy" / "Dockerfile.gateway").read_text(), re.MULTILINE))
+    assert given == GATEWAY_ENV
 
 
 def test_every_dependency_is_pinned_but_for_the_cuda_build() -> None:
