@@ -38,10 +38,10 @@ class Load:
     # -- measured (docs/benchmarks.md, "Figures") --
     gateway_chats: float = 919
     """Chats a second of one gateway process on one core, beside its peers."""
-    gateway_feedbacks: float = 594
-    """Feedbacks a second of one, comments read and corrections embedded: 100,000 users, ten connections."""
+    gateway_feedbacks: float = 529
+    """Feedbacks a second of one, comments read: 100,000 users, ten connections."""
     user_bytes: float = 19_080
-    """Redis's memory for a user of four feedbacks: log, fold, two interactions; 1.78 GiB over 100,000 users."""
+    """Redis's memory for a user of four feedbacks: log, fold, two interactions; 1.77 GiB over 100,000 users."""
     cached: float = 0.54
     """Share of the prompt tokens in vLLM's prefix cache, over all chats."""
     # -- by arithmetic --
