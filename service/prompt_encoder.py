@@ -107,7 +107,8 @@ class PromptEncoder:
         hidden_H = self._inner @ mean_W + self._inner_bias
         hidden_H /= 1 + np.exp(-hidden_H)
         row_D: Vectors = self._outer @ hidden_H + self._past @ mean_W + self._bias
-        return row_D / np.sqrt(row_D @ row_D)
+        row_D /= np.sqrt(row_D @ row_D)
+        return row_D
 
 
 def load_prompt_encoder(settings: Settings) -> PromptEncoder | None:

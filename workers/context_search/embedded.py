@@ -1,9 +1,11 @@
 """Vectors of a user's exemplars where not all of them fit into the context: what recall compares a chat's prompt with."""
 
+from collections.abc import Sequence
+
 from service.contexts import by_age
 from service.domain.context import Count, left_out, ranked
+from service.domain.events import Member
 from service.domain.fast_weights import FastWeights
-from service.domain.population import leading
 from service.embedding import Embedder
 from service.store.embeddings import EmbeddingStore
 
@@ -11,10 +13,14 @@ from service.store.embeddings import EmbeddingStore
 def wants_recall(
     state: FastWeights, *, adapter: str, absorbed: frozenset[str], budget_tokens: int, count: Count
 ) -> bool:
-    """Whether a chat that leaves room for all of the context leaves some exemplars out."""
-    member = leading(state, adapter=adapter)
-    order = ranked(state, absorbed=absorbed, budget_tokens=budget_tokens, count=count, member=member)
-    return bool(left_out(state, order.context(), absorbed=absorbed, budget_tokens=budget_tokens, count=count))
+    """Whether any member leaves some exemplars out, in a chat that leaves room for all of the context."""
+
+    def leaves_out(member: Member | None) -> bool:
+        order = ranked(state, absorbed=absorbed, budget_tokens=budget_tokens, count=count, member=member)
+        return bool(left_out(state, order.context(), absorbed=absorbed, budget_tokens=budget_tokens, count=count))
+
+    members: Sequence[Member | None] = state.population_under(adapter).members or (None,)
+    return any(map(leaves_out, members))
 
 
 async def embed_exemplars(
