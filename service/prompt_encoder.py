@@ -1,4 +1,4 @@
-"""Where the embedding model would put a chat's prompt, told in a tenth of a millisecond.
+"""Where the embedding model would put a chat's prompt, told in a fraction of a millisecond.
 
 The exemplars' vectors are the embedding model's own (`embedding.py`), made by workers after feedback. To run that model on each prompt
 would cost a chat more than all the rest of the gateway. So a small student answers in its place: the mean of a text's token vectors

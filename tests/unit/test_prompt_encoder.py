@@ -63,7 +63,7 @@ def test_weights_that_are_none_are_said_to_be_none(vectors: TokenVectors, tmp_pa
             PromptEncoder(vectors, path)
 
 
-def test_weights_of_another_shape_are_refused(vectors: TokenVectors, tmp_path: Path) -> None:
+def test_weights_that_lack_a_part_are_refused(vectors: TokenVectors, tmp_path: Path) -> None:
     fewer = {name: value for name, value in load_file(WEIGHTS).items() if name != "past.weight"}
     save_file(fewer, tmp_path / "fewer.safetensors", metadata={"teacher": OnnxEmbedder.name})
     with pytest.raises(EmbedderUnavailable, match="can't be loaded"):
