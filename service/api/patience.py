@@ -6,6 +6,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+HELD_UP_SECONDS = 0.1
+"""A timer that rings later than this was held up, by a process that stood still and has not read what has come meanwhile."""
+
+
+def held_up(until: float) -> float:
+    """For how many seconds the running loop stood still when `until` passed, or 0.
+
+    Nobody else's lateness can be told from the process's own then: whoever was waited for gets that time again.
+    """
+    late = asyncio.get_running_loop().time() - until
+    return late if late > HELD_UP_SECONDS else 0.0
+
 
 class OutOfPatience(Exception):
     """The client took too long."""
@@ -61,6 +73,8 @@ class Patience:
         """Winds itself again for whoever is left: who has not waited long keeps the next ones from winding theirs."""
         self._timer = None
         now = asyncio.get_running_loop().time()
+        if stood := held_up(self._rings_at):
+            self._until = {task: max(until, now) + stood for task, until in self._until.items()}
         for task, until in self._until.items():
             if until <= now and task not in self._out:
                 self._out.add(task)

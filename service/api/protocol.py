@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.patience import held_up
 from service.errors import RequestTimeout
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,10 @@ class PatientProtocol(HttpToolsProtocol):
         if self.cycle is not before and self.scope["method"] != "HEAD":
             self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment]
 
-    def _wind(self) -> None:
-        self._late = self.loop.call_later(self._limit.seconds, self._ring)
+    def _wind(self, seconds: float | None = None) -> None:
+        """Of the limit, unless told of how many seconds."""
+        self._rings_at = self.loop.time() + (self._limit.seconds if seconds is None else seconds)
+        self._late = self.loop.call_at(self._rings_at, self._ring)
 
     def _unwind(self) -> None:
         if self._late is not None:
@@ -106,6 +109,9 @@ class PatientProtocol(HttpToolsProtocol):
     def _ring(self) -> None:
         self._late = None
         if self.transport.is_closing():
+            return
+        if stood := held_up(self._rings_at):
+            self._wind(stood)
             return
         if self.cycle is not None and not self.cycle.response_complete:
             # The next request's head, sent before the reply to this one: the reply goes first.

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from service.settings import Settings
@@ -110,6 +111,27 @@ async def test_heads_that_drip_in_or_never_come_are_not_waited_for(url: str) -> 
         raw = await asyncio.wait_for(reader.read(), timeout=SECONDS)
     assert b"HTTP/1.1 408" in raw
     assert 'fastslow_slow_clients_total{with_the="head"} 3.0' in await metrics(url)
+
+
+async def test_the_gateways_own_standing_still_is_no_clients_lateness(url: str) -> None:
+    """As on a machine that was paused: who sent all in time gets the reply, though the gateway reads it after its own limit."""
+    gateway = next(p for p in psutil.Process().children() if url.rsplit(":", 1)[1] in p.cmdline())
+    body = json.dumps(CHAT).encode()
+    whole = head(**{"Content-Length": str(len(body))}) + body
+    for there in (len(whole) - len(body), 9):
+        async with connection(url) as (reader, writer):
+            writer.write(whole[:there])
+            await asyncio.sleep(0.2)
+            gateway.suspend()
+            try:
+                writer.write(whole[there:])
+                await asyncio.sleep(1.0)
+            finally:
+                gateway.resume()
+            assert (await asyncio.wait_for(reader.readline(), timeout=SECONDS)).split()[1] == b"200"
+    counted = await metrics(url)
+    assert 'with_the="head"} 0.0' in counted
+    assert 'with_the="body"' not in counted
 
 
 async def test_a_head_behind_a_reply_that_takes_long_does_not_end_the_reply(url: str, vllm: FakeVllm) -> None:

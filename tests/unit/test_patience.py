@@ -1,6 +1,8 @@
 """Waits that end: one timer for all, and each task's own end."""
 
 import asyncio
+import socket
+import time
 
 import pytest
 
@@ -9,6 +11,11 @@ from service.api.patience import OutOfPatience, Patience
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def stand_still() -> None:
+    """The loop, and with it the process."""
+    time.sleep(0.5)
 
 
 async def quick(value: int) -> int:
@@ -71,6 +78,30 @@ async def test_whose_time_is_up_ends_and_nobody_else() -> None:
     await asyncio.gather(*tasks)
     assert ends[2:] == [("a", "there"), ("d", "there")]
     patience.close()
+
+
+async def test_what_came_while_the_process_stood_still_is_read() -> None:
+    patience, ends = Patience(), []
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+
+    async def waits(seconds: float) -> None:
+        ends.append(await patience.wait(reader.readexactly(4), until=now() + seconds))
+
+    task = asyncio.ensure_future(waits(0.2))
+    await asyncio.sleep(0)
+    theirs.send(b"body")
+    stand_still()
+    await task
+    assert ends == [b"body"]
+    # Who sends nothing in as long again is given up.
+    task = asyncio.ensure_future(waits(0.2))
+    await asyncio.sleep(0)
+    stand_still()
+    with pytest.raises(OutOfPatience):
+        await asyncio.wait_for(task, timeout=10)
+    writer.close()
+    theirs.close()
 
 
 async def test_somebody_elses_cancellation_stays_one() -> None:

@@ -84,7 +84,7 @@ class Endpoint:
         )
 
     async def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-        """Tried again while the server is away or overloaded."""
+        """Tried again where OpenAI's client does: the server is away or overloaded, or this process stood still and was taken for slow."""
         return await self.request("POST", path, json=body, headers=headers)
 
     async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -97,7 +97,7 @@ class Endpoint:
                     raise
                 await asyncio.sleep(2**attempt)
                 continue
-            if response.status_code in (429, 503) and not last:
+            if response.status_code in (408, 429, 503) and not last:
                 await asyncio.sleep(float(response.headers.get("retry-after", 2**attempt)))
                 continue
             if response.is_error:
