@@ -19,7 +19,7 @@ from tests.gateway import free_port
 
 READY_SECONDS = 420
 STOP_SECONDS = 120
-ANCHORS = 24
+ANCHORS = 16
 MODEL = "smollm2-135m-instruct"
 
 
@@ -44,9 +44,12 @@ class Stack:
             "DUE_FEEDBACKS": 100_000,
             # The training and its gate are the real ones, with fewer steps and anchors: the bound on KL is wider for that.
             "ANCHORS": ANCHORS,
-            "TRAIN_STEPS": 10,
-            # A test that waits for the optimizer need not wait for a minute of silence first.
+            "TRAIN_STEPS": 8,
+            # A test that waits for the optimizer need not wait for a minute of silence first; what users say in a row is searched once, when
+            # they have said it, with half of the calls.
             "OPTIMIZE_SILENCE_SECONDS": 5,
+            "OPTIMIZE_FEEDBACKS": 100,
+            "OPTIMIZE_METRIC_CALLS": 24,
         }
         settings |= {name.upper(): value for name, value in changed.items()}
         self._environment = os.environ | {f"FASTSLOW_{name}": str(value) for name, value in settings.items()}

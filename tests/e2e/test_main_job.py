@@ -118,7 +118,7 @@ def consolidate_while_the_worker_dies(stack: Stack, admin: httpx.Client) -> dict
         found: dict[str, Any] = admin.get(f"/v1/admin/consolidations/{started.json()['id']}").json()
         return found
 
-    settled(lambda: job()["stage"] == "train" and job()["step"] >= 6, seconds=900, what="training to begin", seen=job)
+    settled(lambda: job()["stage"] == "train" and job()["step"] >= 4, seconds=900, what="training to begin", seen=job)
     stack.kill("celery", "worker", "consolidate")
     settled(lambda: job()["state"] in ("promoted", "rejected", "failed"), seconds=1200, what="the job to end", seen=job)
     return job()
