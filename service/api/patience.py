@@ -6,14 +6,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# No loop that runs is so late: a gateway's longest callback takes some hundredths of a second.
 HELD_UP_SECONDS = 0.1
-"""A timer that rings later than this was held up, by a process that stood still and has not read what has come meanwhile."""
 
 
 def held_up(until: float) -> float:
-    """For how many seconds the running loop stood still when `until` passed, or 0.
+    """For how many seconds the running loop stood still when a timer was due, or 0. Whoever was waited for gets that time again, once.
 
-    Nobody else's lateness can be told from the process's own then: whoever was waited for gets that time again.
+    A process that stood still (stopped, or on a machine that was paused) has not read what was sent to it meanwhile, and timers may ring
+    before that is read.
+
+    Args:
+        until: when the timer that rings now was due, by the loop's clock.
     """
     late = asyncio.get_running_loop().time() - until
     return late if late > HELD_UP_SECONDS else 0.0
@@ -64,17 +68,18 @@ class Patience:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _wind(self, at: float) -> None:
+    def _wind(self, at: float, *, again: bool = False) -> None:
         self.close()
         self._rings_at = at
-        self._timer = asyncio.get_running_loop().call_at(at, self._ring)
+        self._timer = asyncio.get_running_loop().call_at(at, self._ring, again)
 
-    def _ring(self) -> None:
+    def _ring(self, again: bool) -> None:
         """Winds itself again for whoever is left: who has not waited long keeps the next ones from winding theirs."""
         self._timer = None
         now = asyncio.get_running_loop().time()
-        if stood := held_up(self._rings_at):
-            self._until = {task: max(until, now) + stood for task, until in self._until.items()}
+        if not again and (stood := held_up(self._rings_at)):
+            self._wind(now + stood, again=True)
+            return
         for task, until in self._until.items():
             if until <= now and task not in self._out:
                 self._out.add(task)

@@ -96,9 +96,8 @@ class PatientProtocol(HttpToolsProtocol):
         if self.cycle is not before and self.scope["method"] != "HEAD":
             self.cycle.transport = HeadWithBody(self.transport)  # type: ignore[assignment]
 
-    def _wind(self, seconds: float | None = None) -> None:
-        """Of the limit, unless told of how many seconds."""
-        self._rings_at = self.loop.time() + (self._limit.seconds if seconds is None else seconds)
+    def _wind(self) -> None:
+        self._rings_at = self.loop.time() + self._limit.seconds
         self._late = self.loop.call_at(self._rings_at, self._ring)
 
     def _unwind(self) -> None:
@@ -106,12 +105,12 @@ class PatientProtocol(HttpToolsProtocol):
             self._late.cancel()
             self._late = None
 
-    def _ring(self) -> None:
+    def _ring(self, again: bool = False) -> None:
         self._late = None
         if self.transport.is_closing():
             return
-        if stood := held_up(self._rings_at):
-            self._wind(stood)
+        if not again and (stood := held_up(self._rings_at)):
+            self._late = self.loop.call_later(stood, self._ring, True)
             return
         if self.cycle is not None and not self.cycle.response_complete:
             # The next request's head, sent before the reply to this one: the reply goes first.

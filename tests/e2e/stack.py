@@ -45,8 +45,8 @@ class Stack:
             # The training and its gate are the real ones, with fewer steps and anchors: the bound on KL is wider for that.
             "ANCHORS": ANCHORS,
             "TRAIN_STEPS": 8,
-            # A test that waits for the optimizer need not wait for a minute of silence first; what users say in a row is searched once, when
-            # they have said it, with half of the calls.
+            # A test that waits for the optimizer need not wait for a minute of silence first. What users say in a row is searched once,
+            # when they have said it, with half of the calls.
             "OPTIMIZE_SILENCE_SECONDS": 5,
             "OPTIMIZE_FEEDBACKS": 100,
             "OPTIMIZE_METRIC_CALLS": 24,
