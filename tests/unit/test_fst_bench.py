@@ -19,7 +19,7 @@ TWO_BY_TWO = [
 def finished(named, points):
     """A run with points (samples, reward, KL), one a step."""
     curve = [
-        {"step": n, "samples": c, "test_reward": r, "kl_nats": kl, "task": named.task, "kind": "cycle"}
+        {"step": n, "samples": c, "test_reward": r, "kl_nats": kl, "task": named.plan.tasks[0], "kind": "cycle"}
         for n, (c, r, kl) in enumerate(points)
     ]
     return Finished(named, curve, {"two_by_two": TWO_BY_TWO, "seconds": 1.0})
@@ -63,6 +63,13 @@ def test_a_run_on_the_second_task_starts_from_the_weights_of_the_first(tmp_path)
     assert second.plan.tasks == ("gym-easy:spell_backward",)
     assert second.plan.arm == "rl"
     assert second_task(("a", "b", "c"), "c") == "a"
+
+
+def test_what_follows_a_task_is_compared_on_the_task_that_follows(tmp_path):
+    after = results(tmp_path).after("gym-easy:chain_sum")
+    assert list(after) == ["base", "rl", "fst"]
+    assert {point.task for curve in after.values() for point in curve} == {"gym-easy:spell_backward"}
+    assert [[point.reward for point in after[start]] for start in ("base", "rl")] == [[r for _, r, _ in RL]] * 2
 
 
 def test_every_run_comes_after_the_one_it_starts_from(tmp_path):

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from tests.benchmarks.fst.fit import Fit, crossing, fit
-from tests.benchmarks.fst.plan import Named, second_task
+from tests.benchmarks.fst.plan import SECOND_ARMS, Named, second_task
 
 # KL is compared at a reward that both arms reach: this share of the lower one's rise.
 MATCHED_SHARE = 0.9
@@ -100,15 +100,15 @@ class Results:
         of_rl, of_fst = kl_at(rl, level), kl_at(fst, level)
         return of_fst / of_rl if of_fst is not None and of_rl is not None and of_rl > SMALLEST_KL_NATS else None
 
-    def second(self, task: str) -> dict[str, float | None]:
-        """Reward on the task that follows after as much training on it by rl: from the base, from rl's and from fst's weights."""
+    def after(self, task: str) -> dict[str, list[Point]]:
+        """The curves of rl on the task that follows: from the base, from rl's and from fst's weights."""
         following = second_task(self.tasks, task)
-        if following is None:
-            return {"base": None, "rl": None, "fst": None}
-        return {
-            "base": final(self.curve("curve", following, "rl")),
-            **{arm: final(self.curve("second", task, arm)) for arm in ("rl", "fst")},
-        }
+        base = self.curve("curve", following, "rl") if following else []
+        return {"base": base, **{arm: self.curve("second", task, arm) for arm in SECOND_ARMS}}
+
+    def second(self, task: str) -> dict[str, float | None]:
+        """Reward on the task that follows after as much training on it, by the weights that it starts from."""
+        return {start: final(curve) for start, curve in self.after(task).items()}
 
     def two_by_two(self, task: str) -> list[dict[str, Any]]:
         """Rewards of base and slow weights of fst, each without and with the contexts."""

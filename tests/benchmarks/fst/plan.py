@@ -33,7 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     # For two cores too, with several times the samples: four to twelve minutes a run where each has one (docs/fst.md).
     "small": {
-        "tasks": ("gym-easy:chain_sum", "norms-told:brief", "norms:no-commas"),
+        "tasks": ("norms:no-commas", "gym-easy:chain_sum", "norms-told:brief"),
         "followed": 1,
         "seeds": (0, 1, 2),
         "steps": 12,

@@ -90,10 +90,15 @@ def _switches(axes: Any, results: Results, task: str) -> None:
 
 
 def _seconds(axes: Any, results: Results, task: str) -> None:
-    found = {name: value for name, value in results.second(task).items() if value is not None}
-    axes.bar(list(found), list(found.values()), color=[LOOKS[name][0] for name in found], width=0.6)
+    following = ""
+    for start, curve in results.after(task).items():
+        if curve:
+            following = curve[0].task
+            _line(axes, curve, f"from {start}", start, x=[p.samples for p in curve])
     axes.set(
-        xlabel="weights that it starts from", ylabel="reward on the second task, after rl on it", title=f"after {task}"
+        xlabel="scored replies of rl on the second task",
+        ylabel="reward on the second task",
+        title=f"{following} after {task}",
     )
 
 
