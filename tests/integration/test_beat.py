@@ -19,7 +19,9 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(120)
 
-TICK_SECONDS, LOCK_SECONDS = 0.5, 3
+TICK_SECONDS = 0.5
+# A scheduler that stands still for longer than its lock holds, as on a machine with much else to do, loses it and ends.
+LOCK_SECONDS = 8
 QUEUE = "fs:celery:control"
 
 
@@ -77,7 +79,7 @@ def beat(tmp_path: Path, server: ValkeyServer) -> Iterator[Callable[[], Beat]]:
         one.kill()
 
 
-async def has(count: Callable[[], int], least: int, what: str) -> None:
+async def has(count: Callable[[], int], least: float, what: str) -> None:
     async def enough() -> bool:
         return count() >= least
 
@@ -92,7 +94,7 @@ async def test_of_two_schedulers_one_fires_and_the_other_takes_over_when_it_is_k
     second = beat()
     await has(lambda: second.says("beat: Starting"), 1, "the second's start")
     before = first.fired
-    await has(lambda: first.fired, before + 6, "three seconds of ticks with both")
+    await has(lambda: first.fired, before + 1 + LOCK_SECONDS / TICK_SECONDS, "more ticks with both than one lock lasts")
     assert second.fired == 0
 
     first.kill()
