@@ -79,7 +79,7 @@ def beat(tmp_path: Path, server: ValkeyServer) -> Iterator[Callable[[], Beat]]:
         one.kill()
 
 
-async def has(count: Callable[[], int], least: float, what: str) -> None:
+async def has(count: Callable[[], int], least: int, what: str) -> None:
     async def enough() -> bool:
         return count() >= least
 
@@ -94,7 +94,9 @@ async def test_of_two_schedulers_one_fires_and_the_other_takes_over_when_it_is_k
     second = beat()
     await has(lambda: second.says("beat: Starting"), 1, "the second's start")
     before = first.fired
-    await has(lambda: first.fired, before + 1 + LOCK_SECONDS / TICK_SECONDS, "more ticks with both than one lock lasts")
+    await has(
+        lambda: first.fired, before + 1 + int(LOCK_SECONDS / TICK_SECONDS), "more ticks with both than one lock lasts"
+    )
     assert second.fired == 0
 
     first.kill()

@@ -1,14 +1,35 @@
-"""When a scope is due, how scopes and errors are written."""
+"""When contexts and scopes are due, how scopes and errors are written."""
 
 import pickle
 
 import pytest
 
-from service.domain.policy import is_due
+from service.domain.fast_weights import FastWeights
+from service.domain.policy import is_due, optimize_at
+from service.domain.population import Population
 from service.domain.slow_weights import NAME, Scope, version_name
 from service.errors import ContextLengthExceeded, EngineUnavailable, FastslowError, InvalidRequest, UpstreamRejected
 
 DUE = {"due_feedbacks": 16, "due_age_seconds": 100.0, "min_feedbacks": 4, "min_total": 4}
+
+
+@pytest.mark.parametrize(
+    ("clock", "edited", "at"),
+    [
+        (4, False, None),
+        (4, True, 1060.0),
+        (5, False, 1060.0),
+        (8, False, 1060.0),
+        (9, False, 1000.0),
+        (30, True, 1000.0),
+    ],
+)
+def test_contexts_are_optimized_after_enough_new_feedback_or_in_silence(
+    clock: int, edited: bool, at: float | None
+) -> None:
+    state = FastWeights(clock=clock, populations=(Population(clock=4),))
+    assert optimize_at(state, now=1000.0, feedbacks=5, seconds=60.0, edited=edited) == at
+    assert optimize_at(FastWeights(), now=1000.0, feedbacks=5, seconds=60.0, edited=edited) is None
 
 
 @pytest.mark.parametrize(

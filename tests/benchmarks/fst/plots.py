@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tests.benchmarks.fst.analysis import Point, Results
+from tests.benchmarks.fst.plan import second_task
 
 LOOKS = {
     "fst": ("#0072B2", "o"),
@@ -90,15 +91,13 @@ def _switches(axes: Any, results: Results, task: str) -> None:
 
 
 def _seconds(axes: Any, results: Results, task: str) -> None:
-    following = ""
     for start, curve in results.after(task).items():
         if curve:
-            following = curve[0].task
             _line(axes, curve, f"from {start}", start, x=[p.samples for p in curve])
     axes.set(
         xlabel="scored replies of rl on the second task",
         ylabel="reward on the second task",
-        title=f"{following} after {task}",
+        title=f"{second_task(results.tasks, task)} after {task}",
     )
 
 

@@ -84,7 +84,7 @@ class Endpoint:
         )
 
     async def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-        """Tried again where OpenAI's client does: the server is away or overloaded, or this process stood still and was taken for slow."""
+        """Tried again while the server is away or overloaded and, as OpenAI's client does, after 408: this process may have stood still."""
         return await self.request("POST", path, json=body, headers=headers)
 
     async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
